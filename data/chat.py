@@ -1,0 +1,95 @@
+"""Meta's chat format: dialogs become token ids, with a loss mask and the number of the turn each token belongs to.
+
+    <s>[INST] <<SYS>>
+    system
+    <</SYS>>
+
+    user [/INST] answer </s><s>[INST] user [/INST] answer </s>
+
+The same as `chat_completion` of Meta's `generation.py`: each turn is encoded by itself, BOS in front, EOS behind, a space
+before EOS. The tags are ordinary text, so they may not occur inside content.
+"""
+
+from typing import NamedTuple
+
+from data.errors import InputError
+from data.tokenizer import Tokenizer
+
+B_INST, E_INST = "[INST]", "[/INST]"
+B_SYS, E_SYS = "<<SYS>>\n", "\n<</SYS>>\n\n"
+TAGS = (B_INST, E_INST, B_SYS.strip(), E_SYS.strip())
+
+
+class Dialog(NamedTuple):
+    """An encoded dialog; three lists of the same length."""
+
+    ids: list[int]
+    loss_mask: list[bool]  # true on the tokens that are trained on: answers with their EOS
+    turns: list[int]  # the turn (user message and its answer) a token belongs to, from 0
+
+
+def has_tag(text: str) -> bool:
+    """Whether the text holds one of the format's own tags, which a reader could mistake for structure."""
+    return any(tag in text for tag in TAGS)
+
+
+def fold_system(messages: list[dict]) -> list[dict]:
+    """The dialog without its system message, which becomes the head of the first user message."""
+    for message in messages:
+        if has_tag(message["content"]):
+            tag = next(tag for tag in TAGS if tag in message["content"])
+            raise InputError(f"the {message['role']}'s content holds the tag {tag}, which is reserved for the chat format")
+    if messages[0]["role"] != "system":
+        return messages
+    first = B_SYS + messages[0]["content"] + E_SYS + messages[1]["content"]
+    return [{"role": "user", "content": first}, *messages[2:]]
+
+
+def encode_turn(tokenizer: Tokenizer, user: str, answer: str | None = None) -> tuple[list[int], list[int]]:
+    """One turn as (prompt ids, answer ids): BOS `[INST] user [/INST]`, then ` answer ` EOS (no answer: no ids).
+
+    The turn is encoded whole, as Meta does; the prompt encoded alone tells where the answer begins.
+    """
+    prompt = f"{B_INST} {user.strip()} {E_INST}"
+    ids = tokenizer.encode(prompt, bos=True)
+    if answer is None:
+        return ids, []
+    whole = tokenizer.encode(f"{prompt} {answer.strip()} ", bos=True, eos=True)
+    if whole[: len(ids)] != ids:
+        raise InputError(f"the tokenizer merges the end of a prompt with its answer, {answer[:40]!r}")
+    return ids, whole[len(ids):]
+
+
+def encode_dialog(tokenizer: Tokenizer, messages: list[dict], train_on: str = "all",
+                  answer_ids: list[int] | None = None) -> Dialog:
+    """Encode a dialog that ends with an answer (paper §3.1: no loss on the tokens of prompts).
+
+    Args:
+        messages: optional system message, then user and assistant in turn.
+        train_on: "all" answers carry loss, or only the "last" (Ghost Attention, paper §3.3).
+        answer_ids: the last answer's ids as a model sampled them, used instead of its text.
+
+    Raises:
+        InputError: a tag of the format inside content.
+    """
+    messages = fold_system(messages)
+    dialog, last = Dialog([], [], []), len(messages) // 2 - 1
+    for turn in range(last + 1):
+        prompt, answer = encode_turn(tokenizer, messages[2 * turn]["content"], messages[2 * turn + 1]["content"])
+        if turn == last and answer_ids is not None:
+            answer = list(answer_ids)
+        dialog.ids.extend(prompt + answer)
+        dialog.loss_mask.extend([False] * len(prompt) + [train_on == "all" or turn == last] * len(answer))
+        dialog.turns.extend([turn] * (len(prompt) + len(answer)))
+    return dialog
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
+    """Encode a dialog that ends with a user message; a model goes on from here.
+
+    Raises:
+        InputError: a tag of the format inside content.
+    """
+    messages = fold_system(messages)
+    ids = encode_dialog(tokenizer, messages[:-1]).ids if len(messages) > 1 else []
+    return ids + encode_turn(tokenizer, messages[-1]["content"])[0]

@@ -1,0 +1,137 @@
+"""JSON-lines files in and out. A bad line is an `InputError` that names file, line, field and value."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data.errors import InputError
+
+RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
+KINDS = ("ordinary", "borderline", "unsafe")
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Yield ("FILE, line N", object) for each line of a `.jsonl` or `.jsonl.gz` file; blank lines are passed over.
+
+    Raises:
+        InputError: the file is missing or empty, or a line is not a JSON object.
+    """
+    path, empty = Path(path), True
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                where, empty = f"{path}, line {number}", False
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{where}: a JSON object is wanted, not {line.strip()[:40]}")
+                yield where, row
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if empty:
+        raise InputError(f"{path}: the file is empty")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write one JSON object a line, atomically: the file is either whole or as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def need(where: str, row: dict, field: str, kind: type, default=...):
+    """The field of a row, of the wanted type; `default` where it may be missing."""
+    if field not in row:
+        if default is ...:
+            raise InputError(f"{where}: field '{field}' is missing")
+        return default
+    if not isinstance(row[field], kind):
+        raise InputError(f"{where}: field '{field}' is {json.dumps(row[field])[:40]}, wanted: {kind.__name__}")
+    return row[field]
+
+
+def check_messages(where: str, field: str, messages, last: str) -> list[dict]:
+    """Check a dialog: an optional system message, then user and assistant in turn, ending with the role `last`.
+
+    Raises:
+        InputError: an unknown role, a wrong order, or content that is missing, empty or not text.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: field '{field}' must be a list of messages, at least one")
+    for i, message in enumerate(messages):
+        here = f"{where}: field '{field}[{i}]'"
+        if not isinstance(message, dict):
+            raise InputError(f"{here} must be an object with 'role' and 'content'")
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant"):
+            raise InputError(f"{here}: role {role!r} is unknown, wanted: system, user or assistant")
+        if not isinstance(content, str) or not content.strip():
+            raise InputError(f"{here}: the {role}'s content is {json.dumps(content)}, wanted: some text")
+    system = messages[0]["role"] == "system"
+    for i, message in enumerate(messages[system:]):
+        wanted = ("user", "assistant")[i % 2]
+        if message["role"] != wanted:
+            raise InputError(f"{where}: field '{field}[{i + system}]' has role {message['role']!r}, wanted: {wanted}")
+    if messages[-1]["role"] != last:
+        what = "the answer is missing" if last == "assistant" else "a prompt ends with the user"
+        raise InputError(f"{where}: field '{field}' ends with role {messages[-1]['role']!r}: {what}")
+    return messages
+
+
+def read_sft(path: str | Path) -> list[dict]:
+    """Read SFT rows {"messages", "train_on"?: "all" | "last", "is_safety"?, "answer_ids"?, "tokenizer"?}; each gains "where"."""
+    rows = []
+    for where, row in read_jsonl(path):
+        check_messages(where, "messages", need(where, row, "messages", list), "assistant")
+        if row.get("train_on", "all") not in ("all", "last"):
+            raise InputError(f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last")
+        need(where, row, "is_safety", bool, False)
+        need(where, row, "answer_ids", list, None)
+        rows.append(row | {"where": where})
+    return rows
+
+
+def read_prompts(path: str | Path) -> list[dict]:
+    """Read prompts {"prompt": messages, "is_safety", "family"?, "item"?, "kind"?}; each gains "where"."""
+    rows = []
+    for where, row in read_jsonl(path):
+        check_messages(where, "prompt", need(where, row, "prompt", list), "user")
+        need(where, row, "is_safety", bool, False)
+        need(where, row, "family", str, "")
+        need(where, row, "item", str, "")
+        if need(where, row, "kind", str, "ordinary") not in KINDS:
+            raise InputError(f"{where}: field 'kind' is {row['kind']!r}, wanted: {', '.join(KINDS)}")
+        rows.append(row | {"where": where})
+    return rows
+
+
+def read_preferences(path: str | Path) -> list[dict]:
+    """Read pairs {"prompt", "chosen", "rejected", "rating"?, "is_safety"?, "chosen_is_safe"?, "rejected_is_safe"?,
+    "chosen_ids"?, "rejected_ids"?, "tokenizer"?}; each gains "where"."""
+    rows = []
+    for where, row in read_jsonl(path):
+        check_messages(where, "prompt", need(where, row, "prompt", list), "user")
+        for side in ("chosen", "rejected"):
+            if not need(where, row, side, str).strip():
+                raise InputError(f"{where}: field '{side}' is empty")
+            need(where, row, f"{side}_ids", list, None)
+            need(where, row, f"{side}_is_safe", bool, None)
+        if row.get("rating") not in (None, *RATINGS):
+            raise InputError(f"{where}: field 'rating' is {row['rating']!r}, wanted: {', '.join(RATINGS)}")
+        need(where, row, "is_safety", bool, False)
+        rows.append(row | {"where": where})
+    return rows

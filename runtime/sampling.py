@@ -1,0 +1,70 @@
+"""Sampling many answers: batches planned beforehand, written one by one, so that a killed run goes on where it was."""
+
+import zlib
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import InputError, Tokenizer, batches_by_length, encode_prompt, has_tag
+from model import Transformer, generate
+from runtime.checkpoint import append_rows, resume_rows
+
+
+def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, key: tuple, samples: int = 1,
+                   temperature: float | list[float] = 1.0, top_p: float = 1.0, max_new_tokens: int = 96,
+                   batch_rows: int = 160, path: Path | None = None, desc: str = "sample") -> list[dict]:
+    """Sample answers to each prompt ({"prompt": messages, ...}); all samples of a prompt share its prefill.
+
+    Args:
+        key: what the randomness is keyed by, such as (seed, "rlhf-v1"); prompt and sample number are added to it.
+        temperature: one, or one for each of a prompt's samples.
+        path: JSONL to which each batch is written when it is done. What is there already is not sampled again, a batch
+            that a kill left unfinished is redone whole.
+
+    Returns:
+        rows {"index", "sample", "answer", "answer_ids", "logprob", "temperature", "finish_reason", "has_tag"}, by prompt
+        and sample. `logprob` is the answer's summed log-probability under the model itself, in nats.
+    """
+    temperatures = temperature if isinstance(temperature, list) else [temperature] * samples
+    key = tuple(part if isinstance(part, int) else zlib.crc32(str(part).encode()) for part in key)
+    encoded = []
+    for prompt in prompts:
+        try:
+            encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
+        except InputError as error:
+            raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
+    lengths = [len(ids) for ids in encoded]
+    per_batch = max(1, batch_rows // samples)
+    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+    plan = [order[i: i + per_batch] for i in range(0, len(order), per_batch)]
+    rows = resume_rows(path, [len(batch) * samples for batch in plan]) if path else []
+    done = len(rows)
+    for batch in tqdm(plan, desc=desc, mininterval=1, disable=None, leave=False):
+        if done >= len(batch) * samples:
+            done -= len(batch) * samples
+            continue
+        fresh = {}
+        for value in dict.fromkeys(temperatures):  # one call of generate per temperature
+            wanted = [(i, k) for i in batch for k in range(samples) if temperatures[k] == value]
+            found = generate(model, [encoded[i] for i, _ in wanted], [(*key, i, k) for i, k in wanted], max_new_tokens,
+                             value, top_p, eos_id=tokenizer.eos_id)
+            for (i, k), answer in zip(wanted, found, strict=True):
+                text = tokenizer.decode(answer.ids).strip()
+                fresh[i, k] = {"index": i, "sample": k, "answer": text, "answer_ids": answer.ids,
+                               "logprob": sum(answer.logprobs), "temperature": value,
+                               "finish_reason": answer.finish_reason, "has_tag": has_tag(text)}
+        fresh = [fresh[i, k] for i in batch for k in range(samples)]
+        if path:
+            append_rows(path, fresh)
+        rows += fresh
+    return sorted(rows, key=lambda row: (row["index"], row["sample"]))
+
+
+@torch.inference_mode()
+def in_batches(forward, sequences: list[list[int]], batch_tokens: int = 16384) -> torch.Tensor:
+    """forward(list of sequences) -> (n,) numbers, called on batches of like length; results in the given order."""
+    result = torch.zeros(len(sequences))
+    for batch in batches_by_length([len(ids) for ids in sequences], batch_tokens):
+        result[batch] = forward([sequences[i] for i in batch]).float().cpu()
+    return result

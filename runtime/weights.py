@@ -1,0 +1,434 @@
+"""Weights in and out: reads a model from any layout in which Llama 2 is found, writes Meta's or Hugging Face's.
+
+    layout          files
+    Meta, ours      params.json, consolidated.00.pth … consolidated.NN.pth (one per model-parallel process)
+    Hugging Face    config.json, model.safetensors or pytorch_model.bin, or several of them with an index
+
+with the tokenizer beside them (`data/tokenizer.py`). Names and shapes: Meta's `llama/model.py` and transformers'
+`convert_llama_weights_to_hf.py`. What we cannot honour in a checkpoint is refused, never ignored, and no code from a
+checkpoint is ever run (`weights_only`).
+
+A folder of ours, or Meta's, becomes one for vLLM, llama.cpp, TRL or anything else that reads Hugging Face's layout by
+
+    python -m runtime.weights out/rlhf-v4 exported
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import shutil
+from dataclasses import asdict, fields
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.tokenizer import Tokenizer
+from data.tokenizer_json import write_tokenizer_json
+from model import ModelArgs, Transformer
+from runtime.checkpoint import atomic_write
+
+# Model parallelism cuts each matrix along one dimension (Meta's ColumnParallelLinear 0, RowParallelLinear and
+# ParallelEmbedding 1); norms are in every shard as they are.
+SHARD_DIM = {"tok_embeddings": 1, "wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0, "output": 0}
+
+# Meta's name -> Hugging Face's.
+HF_NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of a parameter.
+
+    >>> hf_name("layers.3.attention.wq.weight"), hf_name("norm.weight")
+    ('model.layers.3.self_attn.q_proj.weight', 'model.norm.weight')
+    """
+    layer, part = re.fullmatch(r"(layers\.\d+\.)?(.*)\.weight", name).groups()
+    return ("model." + layer if layer else "") + HF_NAMES[part] + ".weight"
+
+
+def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorders the rows of wq or wk, (heads · head_dim, dim), for Hugging Face's RoPE, which turns number j of a head
+    with number j + head_dim/2 where Meta turns neighbours: of each head first the even rows, then the odd ones.
+
+    >>> to_half_split(torch.arange(4.0)[:, None], head_dim=4).flatten()
+    tensor([0., 2., 1., 3.])
+    """
+    return weight.view(-1, head_dim // 2, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Undoes `to_half_split`.
+
+    >>> to_interleaved(torch.tensor([0.0, 2.0, 1.0, 3.0])[:, None], head_dim=4).flatten()
+    tensor([0., 1., 2., 3.])
+    """
+    return weight.view(-1, 2, head_dim // 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+) -> tuple[Transformer, Tokenizer]:
+    """The model in `folder`, whatever its layout, and its tokenizer. dtype None: as stored.
+
+    The files are mapped into memory, each tensor is copied straight to where it belongs, and after each layer they are
+    unmapped: no more memory is needed than the model's own and about one layer's. The model is in eval mode.
+    InputError, naming file and tensor, for anything missing, broken, of a wrong shape, unknown, quantised or not
+    finite, and for settings that are not Llama 2's.
+    """
+    folder = Path(folder)
+    meta = (folder / "params.json").is_file()
+    if not meta and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no model there (a folder with params.json or config.json)")
+    beside = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    tokenizer = Tokenizer(folder if beside else folder.resolve().parent)  # Meta's download has it one folder up
+    args = read_params(folder / "params.json", tokenizer) if meta else read_config(folder / "config.json")
+    if args.vocab_size < tokenizer.vocab_size:
+        raise InputError(f"{folder}: vocab_size is {args.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids")
+
+    files = meta_files(folder) if meta else hf_files(folder)
+    # The first nn.Embedding on "meta", where tensors have no memory, costs a second of imports: not for small models.
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if args.dim > 1024 else "cpu"):
+        model = Transformer(args)
+    names = [name for name, _ in model.named_parameters()]
+    where = locate(names, files, args, meta)
+    for _, layer in groupby(names, lambda name: re.match(r"(layers\.\d+)?", name)[0]):
+        layer = list(layer)
+        tensors = {path: open_tensors(path) for path in {path for name in layer for path in where[name]}}
+        for name in layer:
+            parts = [tensors[path][name if meta else hf_name(name)] for path in where[name]]
+            weight = torch.empty(model.get_parameter(name).shape, dtype=dtype or parts[0].dtype, device=device)
+            fill(weight, parts, name, where[name], None if meta else args.head_size)
+            model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(weight)
+        del tensors, parts  # unmaps the files
+    if args.tie_word_embeddings:
+        model.output.weight = model.tok_embeddings.weight
+    return model.eval(), tokenizer
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path}: not readable as JSON ({problem})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, {{…}}")
+    return content
+
+
+def model_args(path: Path, values: dict) -> ModelArgs:
+    """ModelArgs from the fields of a file, None meaning the default; InputError for a value of the wrong kind."""
+    values = {name: value for name, value in values.items() if value is not None}
+    for name in ("dim", "n_layers", "n_heads", "vocab_size"):
+        if name not in values:
+            raise InputError(f"{path}: the field for {name} is missing")
+    for name, value in values.items():
+        floating = name in ("norm_eps", "rope_theta", "ffn_dim_multiplier")
+        kind = (bool,) if name == "tie_word_embeddings" else (int, float) if floating else (int,)
+        if type(value) not in kind or (value <= 0 and bool not in kind):
+            raise InputError(f"{path}: {value!r} is no possible value for {name}")
+    try:
+        return ModelArgs(**values)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+
+
+def read_params(path: Path, tokenizer: Tokenizer) -> ModelArgs:
+    """Meta's params.json; ours has the further fields of ModelArgs where they are not the default."""
+    params = read_json(path)
+    unknown = params.keys() - {field.name for field in fields(ModelArgs)}
+    if unknown:
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: not a field of Llama 2, so it cannot be honoured")
+    if params.get("vocab_size") == -1:
+        params["vocab_size"] = tokenizer.vocab_size
+    return model_args(path, params)
+
+
+# Hugging Face's names of ModelArgs' fields, and what the fields that we do not have must say.
+CONFIG = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "vocab_size": "vocab_size",
+    "ffn_dim": "intermediate_size",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "max_seq_len": "max_position_embeddings",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+FIXED = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "quantization_config": None,
+}
+
+
+def read_config(path: Path) -> ModelArgs:
+    """Hugging Face's config.json. What is not written there has transformers' default, not ours."""
+    config = read_json(path)
+    for name, only in FIXED.items():
+        if config.get(name, only) not in (only, None):
+            raise InputError(f"{path}: {name} is {config[name]!r}; only {only!r} can be honoured")
+    rope = {}
+    for name in ("rope_scaling", "rope_parameters"):  # as transformers 4 and 5 call it
+        given = config.get(name) or {}
+        plain = isinstance(given, dict) and given.get("rope_type", "default") == "default"
+        if not plain or given.keys() - {"rope_type", "rope_theta"}:
+            raise InputError(f"{path}: {name} is {given!r}; only plain RoPE can be honoured")
+        rope |= given
+    config = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, **rope, **config}
+    args = model_args(path, {ours: config.get(theirs) for ours, theirs in CONFIG.items()})
+    if args.ffn_dim is None:
+        raise InputError(f"{path}: intermediate_size is missing")
+    return args
+
+
+def meta_files(folder: Path) -> list[Path]:
+    """consolidated.00.pth, consolidated.01.pth, … without gaps."""
+    found = set(folder.glob("consolidated.*.pth"))
+    files = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(found)))]
+    for path in files:
+        if path not in found:
+            raise InputError(f"{path}: this shard is missing")
+    return files
+
+
+def hf_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder, safetensors rather than bin; all that an index names must be there."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{index}: expected an object `weight_map`")
+            for key, file in weight_map.items():
+                if Path(str(file)).name != file or not (folder / file).is_file():
+                    raise InputError(f"{index}: says that {key} is in {file}, which is not there")
+            return [folder / file for file in sorted(set(weight_map.values()))]
+    raise InputError(f"{folder}: no weights there (model.safetensors or pytorch_model.bin, or their index)")
+
+
+def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> dict[str, list[Path]]:
+    """Which files hold each parameter: all of Meta's hold a part of it, one of Hugging Face's holds it whole."""
+    holders: dict[str, list[Path]] = {}
+    for path in files:
+        for key in open_tensors(path):
+            holders.setdefault(key, []).append(path)
+    where = {}
+    for name in names:
+        key = name if meta else hf_name(name)
+        where[name] = holders.pop(key, [])
+        if meta and len(where[name]) < len(files):
+            missing = next(path for path in files if path not in where[name])
+            raise InputError(f"{missing}: {key} is missing")
+        if not meta and len(where[name]) != 1:
+            raise InputError(f"{files[0].parent}: {key} is in {len(where[name])} of the weight files; expected: in one")
+    # Tables of RoPE, which we compute; an output matrix that is only the embedding once more.
+    ignored = r"rope\.freqs|.*\.rotary_emb\.inv_freq" + "|(lm_head|output).weight" * args.tie_word_embeddings
+    for key, paths in holders.items():
+        if not re.fullmatch(ignored, key):
+            raise InputError(f"{paths[0]}: {key} is not a parameter of this model")
+    return where
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks at it."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: holds other things than tensors, or code, which is never run") from None
+    except Exception as problem:  # OSError, RuntimeError, SafetensorError, …
+        reason = str(problem).split("\n")[0]
+        raise InputError(f"{path}: not a weight file, or cut short ({reason})") from None
+    for key, value in tensors.items() if isinstance(tensors, dict) else [("the file", tensors)]:
+        if not isinstance(value, Tensor):
+            raise InputError(f"{path}: {key} is not a tensor")
+    return tensors
+
+
+def fill(weight: Tensor, parts: list[Tensor], name: str, paths: list[Path], hf_head_dim: int | None) -> None:
+    """Copies the parts of one parameter into `weight`, whose device and dtype it keeps. InputError unless they fit."""
+    module = name.split(".")[-2]
+    dim = SHARD_DIM.get(module)
+    expected = list(weight.shape)
+    if dim is not None:
+        expected[dim] //= len(parts)
+    slices = [weight] * len(parts) if dim is None else weight.split(expected[dim], dim)
+    for part, path in zip(parts, paths, strict=True):
+        if not part.is_floating_point() or part.element_size() < 2:
+            raise InputError(f"{path}: {name} is quantised ({part.dtype}), which cannot be honoured")
+        if list(part.shape) != expected or len(slices) != len(parts):
+            raise InputError(
+                f"{path}: {name} has the shape {tuple(part.shape)}; expected {tuple(expected)}, "
+                f"of {tuple(weight.shape)} in {len(parts)} file(s)"
+            )
+    for part, slice_ in zip(parts, slices, strict=True):
+        slice_.copy_(to_interleaved(part, hf_head_dim) if hf_head_dim and module in ("wq", "wk") else part)
+    if not torch.stack(weight.aminmax()).isfinite().all():
+        raise InputError(f"{paths[0]}: {name} holds NaN or infinite numbers (read as {weight.dtype})")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def save_model(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Writes Meta's layout: tokenizer, params.json, and last of all the weights. Each file is replaced in one step."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if extra := set(folder.glob("consolidated.*.pth")) - {folder / "consolidated.00.pth"}:
+        raise InputError(f"{min(extra)}: a shard of another checkpoint; save into another folder, or delete it")
+    always = ("dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "norm_eps")
+    params = {f.name: getattr(model.args, f.name) for f in fields(ModelArgs)}
+    params = {f.name: params[f.name] for f in fields(ModelArgs) if f.name in always or params[f.name] != f.default}
+    tokenizer.save(folder)
+    with atomic_write(folder / "params.json") as file:
+        file.write(json.dumps(params, indent=1).encode())
+    with atomic_write(folder / "consolidated.00.pth") as file:
+        torch.save({name: weight.detach().cpu() for name, weight in model.state_dict().items()}, file)
+
+
+# The chat format (`data/chat.py`) as Hugging Face wants it; the same as on the hub's Llama-2-7b-chat-hf.
+CHAT_TEMPLATE = """\
+{% if messages[0]['role'] == 'system' %}\
+{% set system, messages = messages[0]['content'], messages[1:] %}\
+{% endif %}\
+{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('user and assistant must take turns') }}\
+{% endif %}\
+{% set content = message['content'] %}\
+{% if loop.first and system is defined %}\
+{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + content %}\
+{% endif %}\
+{% if message['role'] == 'user' %}\
+{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}\
+{% else %}\
+{{ ' ' + content.strip() + ' ' + eos_token }}\
+{% endif %}\
+{% endfor %}"""
+
+
+def export_hf(folder: str | Path, model: Transformer, tokenizer: Tokenizer, max_file_bytes: int = 4 * 2**30) -> None:
+    """Writes a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, with equal logits and ids.
+
+    `folder` must be new or empty; it is there either whole or not at all. Weights keep their dtype and go into files of
+    at most max_file_bytes each, for each of which memory is needed once.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty; export into a new folder")
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+    dtype = write_safetensors(temporary, model, max_file_bytes)
+    args, v = model.args, tokenizer.vocabulary
+    shape = asdict(args) | {"n_kv_heads": args.kv_heads, "head_dim": args.head_size, "ffn_dim": args.hidden_size}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config = {name: value for name, value in FIXED.items() if value is not None}
+    config |= {theirs: shape[ours] for ours, theirs in CONFIG.items()} | ids | {"torch_dtype": dtype}
+    special = json.loads(tokens := write_tokenizer_json(v))["added_tokens"]
+    names = {token["id"]: token["content"] for token in special}
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names[v.bos_id],
+        "eos_token": names[v.eos_id],
+        "unk_token": names.get(v.unknown_id),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": args.max_seq_len,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    texts = {
+        "config.json": config,
+        "generation_config.json": ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        "tokenizer_config.json": tokenizer_config,
+    }
+    for name, content in texts.items():
+        (temporary / name).write_text(json.dumps(content, indent=1))
+    (temporary / "tokenizer.json").write_text(tokens)
+    if v.names and tokenizer.file_name == "tokenizer.model":  # SentencePiece's, which llama.cpp reads
+        tokenizer.save(temporary)
+    os.replace(temporary, folder)
+
+
+def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> str:
+    """Writes the parameters under Hugging Face's names, into one file or several with an index; returns their dtype."""
+    from safetensors.torch import save_file
+
+    files: list[list[str]] = [[]]
+    size = total = 0
+    for name, weight in model.named_parameters():
+        if files[-1] and size + weight.nbytes > max_file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size, total = size + weight.nbytes, total + weight.nbytes
+    weight_map = {}
+    for number, names in enumerate(files, 1):
+        file_name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            weight = model.get_parameter(name).detach()
+            if name.endswith(("wq.weight", "wk.weight")):
+                weight = to_half_split(weight, model.args.head_size)
+            tensors[hf_name(name)] = weight.cpu().contiguous()
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file_name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return str(weight.dtype).removeprefix("torch.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The export command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.weights",
+        description="Exports a model to Hugging Face's layout, for transformers, vLLM, llama.cpp, TRL, …",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the model: our, Meta's or Hugging Face's layout")
+    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="the folder to make; must be new or empty")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    parser.add_argument("--dtype", choices=dtypes, help="precision of the exported weights (default: as in DIR)")
+    arguments = parser.parse_args(argv)
+    model, tokenizer = load_model(arguments.folder, dtype=dtypes.get(arguments.dtype))
+    export_hf(arguments.out, model, tokenizer)
+    print(f"{arguments.out}: written; AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) loads it")
+
+
+if __name__ == "__main__":
+    from runtime.stage import run
+
+    run(main)
