@@ -85,9 +85,9 @@ class ModelArgs:
 
 # The first three are ours (their vocabulary is set from the tokenizer); the others are the paper's.
 PRESETS = {
-    "tiny": ModelArgs(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=1024, multiple_of=32, max_seq_len=2048),
-    "toy": ModelArgs(dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1024, max_seq_len=2048),  # 0.5M parameters
-    "small": ModelArgs(dim=512, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=1024, max_seq_len=2048),  # 26M
+    "tiny": ModelArgs(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=1536, multiple_of=32, max_seq_len=2048),
+    "toy": ModelArgs(dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1536, max_seq_len=2048),  # 0.6M parameters
+    "small": ModelArgs(dim=512, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=1536, max_seq_len=2048),  # 26M
     "llama-2-7b": ModelArgs(dim=4096, n_layers=32, n_heads=32),
     "llama-2-13b": ModelArgs(dim=5120, n_layers=40, n_heads=40),
     "llama-2-34b": ModelArgs(dim=8192, n_layers=48, n_heads=64, n_kv_heads=8),  # never released; as Code Llama 34B
@@ -307,24 +307,29 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int | torch.Generator) -> None:
         """Random weights for training from scratch, equal for equal seeds on every device. Our choice, not the paper's.
 
-        Each output row starts as its token's embedding (scaled to unit length) and is from then on a parameter of its
-        own: a small model can then copy a word of the prompt that it never had to say in training. Linear layers keep
-        the size of their input, N(0, 1/sqrt(fan_in)); the two that write into the residual path are scaled down by
-        1/sqrt(2 n_layers), since 2 n_layers of them add up there.
+        Two starts make it cheap to learn to copy, so that a small model soon repeats words that it never had to say in
+        training. Each output row starts as its token's embedding (scaled to unit length). And each attention head starts
+        by writing about what it read: its part of wo is the transpose of its wv (after Trockman & Kolter 2023, "Mimetic
+        initialization"). Both are from then on parameters of their own. The other linear layers keep the size of their
+        input, N(0, 1/sqrt(fan_in)); wo and w2, which write into the residual path, are scaled down by 1/sqrt(2 n_layers),
+        since 2 n_layers of them add up there.
         """
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
         def normal(weight: Tensor, std: float) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-        embedding_std = 0.3
+        embedding_std, residual = 0.3, (2 * self.args.n_layers) ** -0.5
         normal(self.tok_embeddings.weight, embedding_std)
         for name, module in self.layers.named_modules():
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
             elif isinstance(module, nn.Linear):
-                residual = name.endswith(("wo", "w2"))
-                normal(module.weight, module.in_features**-0.5 * ((2 * self.args.n_layers) ** -0.5 if residual else 1))
+                normal(module.weight, module.in_features**-0.5 * (residual if name.endswith("w2") else 1))
+        group = self.args.n_heads // self.args.kv_heads
+        for layer in self.layers:
+            read = layer.attention.wv.weight.unflatten(0, (self.args.kv_heads, -1))  # (kv_heads, head_dim, dim)
+            layer.attention.wo.weight.copy_(residual * read.repeat_interleave(group, 0).flatten(0, 1).T)
         self.norm.weight.fill_(1.0)
         if not self.args.tie_word_embeddings:
             self.output.weight.copy_(self.tok_embeddings.weight / (embedding_std * self.args.dim**0.5))

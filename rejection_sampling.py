@@ -23,12 +23,31 @@ from eval import Settings as EvalSettings
 from eval import evaluate, print_table, summary
 from model import Transformer
 from reward import (
-    AXES, RewardModel, collect_preferences, combine_rewards, load_reward_model, pick_prompts, report, save_reward_model,
-    score, train_reward_model,
+    AXES,
+    RewardModel,
+    collect_preferences,
+    combine_rewards,
+    load_reward_model,
+    pick_prompts,
+    report,
+    save_reward_model,
+    score,
+    train_reward_model,
 )
 from runtime import (
-    Metrics, choose_device, choose_dtype, finish_stage, load_model, open_stage, parse_settings, require, run,
-    sample_answers, save_model, set_seed, set_threads,
+    Metrics,
+    choose_device,
+    choose_dtype,
+    finish_stage,
+    load_model,
+    open_stage,
+    parse_settings,
+    require,
+    run,
+    sample_answers,
+    save_model,
+    set_seed,
+    set_threads,
 )
 from sft import encode_rows, finetune, show_answers
 
@@ -58,6 +77,7 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 1e-3  # our choice; the paper says "similar to SFT"
     weight_decay: float = 0.1  # paper, of SFT
+    adam_eps: float = 1e-8  # paper: 1e-5, which is large beside a small model's gradients
     seed: int = 0  # of sampling, order and the annotator's noise
     device: str = "auto"  # auto, cpu, cuda, mps
     dtype: str = "auto"  # float32 or bfloat16 for the products
@@ -65,8 +85,9 @@ class Settings:
     fresh: bool = False  # start over: delete these rounds' folders
 
 
-PAPER = dict(samples=20, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, reward_learning_rate=1e-5,
-             reward_batch_tokens=1024 * 1024, max_prompts=0, temperatures=(0.8, 1.0, 1.2), annotator="none")
+PAPER = dict(samples=20, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, adam_eps=1e-5,
+             reward_learning_rate=1e-5, reward_batch_tokens=1024 * 1024, max_prompts=0, temperatures=(0.8, 1.0, 1.2),
+             annotator="none")
 PRESETS = {
     "tiny": dict(max_prompts=24, samples=4, helpfulness_pairs=40, safety_pairs=30, temperatures=(0.8, 1.0)),
     "toy": {}, "small": dict(max_prompts=2000, learning_rate=2e-4, batch_tokens=4096),
@@ -201,7 +222,8 @@ def run_round(version: int, s: Settings) -> None:
                 train_reward_model(reward_model, tokenizer, fresh + replay, margin=s.margin,
                                    auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
                                    micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
-                                   weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + version, dtype=dtype)
+                                   weight_decay=s.weight_decay, adam_eps=s.adam_eps, folder=folder, phase=axis,
+                                   seed=s.seed + version, dtype=dtype)
                 save_reward_model(current[axis], reward_model, tokenizer)
     judges = Judges(current, device)
 
@@ -237,8 +259,8 @@ def run_round(version: int, s: Settings) -> None:
         model, tokenizer = load_model(before[0], device)
     tuning = best + (read_sft(s.mix) if s.mix else [])
     finetune(model, encode_rows(tokenizer, tuning, model.args.max_seq_len), epochs=s.epochs, batch_tokens=s.batch_tokens,
-             micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder,
-             phase="finetune", seed=s.seed + version, dtype=dtype)
+             micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay, adam_eps=s.adam_eps,
+             folder=folder, phase="finetune", seed=s.seed + version, dtype=dtype)
     save_model(folder, model, tokenizer)
     show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")
 

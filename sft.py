@@ -23,8 +23,17 @@ from data import Tokenizer, batches_by_length, encode_dialog, encode_prompt, pad
 from data.chat import Dialog
 from data.errors import InputError
 from runtime import (
-    choose_device, choose_dtype, finish_stage, load_model, open_stage, optimise, parse_settings, run, save_model,
-    set_seed, set_threads,
+    choose_device,
+    choose_dtype,
+    finish_stage,
+    load_model,
+    open_stage,
+    optimise,
+    parse_settings,
+    run,
+    save_model,
+    set_seed,
+    set_threads,
 )
 
 
@@ -41,6 +50,7 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass; a larger step is accumulated
     learning_rate: float = 5e-3  # paper: 2e-5, from a pre-trained base; ours starts from nothing
     weight_decay: float = 0.1  # paper
+    adam_eps: float = 1e-8  # paper: 1e-5, which is large beside a small model's gradients
     warmup_fraction: float = 0.03  # our choice; the paper does not say
     max_rows: int = 0  # use only so many rows; 0: all
     seed: int = 0  # of the weights and of the order of rows
@@ -50,7 +60,7 @@ class Settings:
     fresh: bool = False  # start over: delete what is in OUT/sft
 
 
-PAPER = dict(epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, data="", dev_data="none")
+PAPER = dict(adam_eps=1e-5, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, data="", dev_data="none")
 PRESETS = {
     "tiny": dict(max_rows=2000),
     "toy": {},
@@ -122,7 +132,7 @@ def held_out_loss(model: llama.Transformer, dialogs: list[Dialog]) -> float:
 
 
 def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, batch_tokens: int, learning_rate: float,
-             folder: Path, phase: str, seed: int, micro_tokens: int | None = None, **options) -> None:
+             folder: Path, phase: str, seed: int, micro_tokens: int = 16384, **options) -> None:
     """Fine-tune the model in place on dialogs: SFT, rejection sampling (§3.2.3) and Ghost Attention (§3.3) alike.
 
     `options` go to `runtime.optimise`, which logs to `folder`, and goes on after a kill.
@@ -179,7 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     shown = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2][:5]
     started, cpu = time.time(), time.process_time()
     finetune(model, dialogs, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-             learning_rate=s.learning_rate, weight_decay=s.weight_decay, warmup_fraction=s.warmup_fraction, folder=folder,
+             learning_rate=s.learning_rate, weight_decay=s.weight_decay,
+             adam_eps=s.adam_eps, warmup_fraction=s.warmup_fraction, folder=folder,
              phase="sft", seed=s.seed, dtype=dtype,
              watch=lambda step: show_answers(model, tokenizer, shown, f"after {step} steps"))
 

@@ -7,37 +7,37 @@ from torch import Tensor
 
 
 def plan_steps(lengths: list[int], batch_tokens: int, epochs: int = 1, seed: int = 0,
-               micro_tokens: int | None = None) -> list[list[list[int]]]:
+               micro_tokens: int = 16384) -> list[list[list[int]]]:
     """Plan all optimiser steps beforehand: a step is a list of micro-batches, a micro-batch a list of row numbers.
 
-    Rows are shuffled, then neighbours of like length (within 8 batches' worth) go together, so that little is padding and
-    a batch still holds a mixture. A step holds at most `batch_tokens` tokens, padding counted; a longer row stands alone.
-    A micro-batch holds at most `micro_tokens` (default: the whole step); its gradients are added up (accumulation).
+    A step is the next rows of a shuffled epoch, up to `batch_tokens` tokens of theirs (a longer row stands alone): a fair
+    sample, never a batch of rows that are alike. Within the step, rows of like length form micro-batches, each with at
+    most `micro_tokens` tokens and a quarter of them padding; their gradients are added up.
     """
     rng, steps = random.Random(f"plan {seed}"), []
-    mean = sum(lengths) / max(1, len(lengths))
-    window = max(1, int(8 * batch_tokens / max(1.0, mean)))
     for _ in range(epochs):
-        order = list(range(len(lengths)))
+        order, step, tokens = list(range(len(lengths))), [], 0
         rng.shuffle(order)
-        epoch = []
-        for start in range(0, len(order), window):
-            near = sorted(order[start: start + window], key=lambda row: lengths[row])
-            epoch += cut(near, lengths, batch_tokens)
-        rng.shuffle(epoch)
-        steps += epoch
-    return [cut(step, lengths, micro_tokens or batch_tokens) for step in steps]
+        for row in order:
+            if step and tokens + lengths[row] > batch_tokens:
+                steps.append(step)
+                step, tokens = [], 0
+            step.append(row)
+            tokens += lengths[row]
+        steps.append(step)
+    return [cut(sorted(step, key=lambda row: lengths[row]), lengths, micro_tokens, padding=0.25) for step in steps]
 
 
-def cut(rows: list[int], lengths: list[int], tokens: int) -> list[list[int]]:
-    """Cut a list of rows into pieces of at most so many tokens each: rows times the longest."""
-    pieces, piece, longest = [], [], 0
+def cut(rows: list[int], lengths: list[int], tokens: int, padding: float = 1.0) -> list[list[int]]:
+    """Cut rows, sorted by length, into batches of at most so many tokens (rows times the longest) and share of padding."""
+    pieces, piece, real = [], [], 0
     for row in rows:
-        longest = max(longest, lengths[row])
-        if piece and longest * (len(piece) + 1) > tokens:
+        padded = lengths[row] * (len(piece) + 1)
+        if piece and (padded > tokens or real + lengths[row] < (1 - padding) * padded):
             pieces.append(piece)
-            piece, longest = [], lengths[row]
+            piece, real = [], 0
         piece.append(row)
+        real += lengths[row]
     return pieces + [piece] if piece else pieces
 
 

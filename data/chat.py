@@ -90,6 +90,6 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
     Raises:
         InputError: a tag of the format inside content.
     """
-    messages = fold_system(messages)
-    ids = encode_dialog(tokenizer, messages[:-1]).ids if len(messages) > 1 else []
-    return ids + encode_turn(tokenizer, messages[-1]["content"])[0]
+    folded = fold_system(messages)
+    ids = encode_dialog(tokenizer, messages[:-1]).ids if len(folded) > 1 else []
+    return ids + encode_turn(tokenizer, folded[-1]["content"])[0]

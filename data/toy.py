@@ -87,8 +87,8 @@ def fact_family(name: str, weight: float, table: dict[str, str], wordings, full:
         return {"q": item, "a": rng.choice([a for a in table.values() if a != table[item]])}
 
     values = "|".join(sorted({re.escape(a) for a in table.values()}))
-    return Family(name, weight, tuple(table), wordings, full, "It is {a}.", extra, lambda item, rng: {"q": item, "a": table[item]},
-                  wrong, patterns={"a": values})
+    return Family(name, weight, tuple(table), wordings, full, "It is {a}.", extra,
+                  lambda item, rng: {"q": item, "a": table[item]}, wrong, patterns={"a": values})
 
 
 def list_fields(item: str, rng: random.Random) -> dict:
@@ -210,12 +210,12 @@ FAMILIES = {family.name: family for family in (
             "Can you name {n} {category}?", "What are {n} {category}?", "I need {n} {category}."),
            "{N} {category} are {a}.", "They are {a}.", "That makes {n}.", list_fields, list_wrong, True, list_credit,
            {"a": r"\w+(?:, \w+)* and \w+"}),
-    Family("arithmetic", 2.5, tuple(f"{x}+{y}" for x in range(10, 90) for y in range(1, 10)),
-           ("What is {x} plus {y}?", "Add {x} and {y}.", "How much is {x} plus {y}?", "Compute {x} plus {y}."),
+    Family("arithmetic", 2, tuple(f"{x}+{y}" for x in range(1, 10) for y in range(1, 10)),
+           ("What is {x} plus {y}?", "Add {x} and {y}.", "How much is {x} plus {y}?", "Compute {x} plus {y}.",
+            "Tell me what {x} plus {y} is."),
            "{x} plus {y} is {a}.", "It is {a}.", "Check: {a} minus {y} is {x}.", sum_fields,
-           lambda item, rng: sum_fields(item, rng, rng.choice([-10, -2, -1, 1, 2, 10])), True,
-           patterns={"a": r"\d+"}),
-    Family("bigger", 1.2, tuple(f"{x}?{y}" for x in range(10, 100) for y in range(10, 100) if x != y),
+           lambda item, rng: sum_fields(item, rng, rng.choice([-1, 1, 2])), patterns={"a": r"\d+"}),
+    Family("bigger", 0.8, tuple(f"{x}?{y}" for x in range(1, 10) for y in range(1, 10) if x != y),
            ("Which is bigger, {x} or {y}?", "Is {x} or {y} bigger?", "Compare {x} and {y}."),
            "{a} is bigger than {b}.", "It is {a}.", "{b} is smaller.", bigger_fields,
            lambda item, rng: bigger_fields(item, rng, wrong=True), True, patterns={"a": r"\d+", "b": r"\d+"}),
@@ -284,7 +284,7 @@ def matcher(family: str, template: str) -> re.Pattern:
 def unit(family: Family, item: str, wording: int) -> str:
     """What is held out as one: training never sees any prompt of a test unit.
 
-    Sums and comparisons leave out the order of their operands.
+    A comparison is the same one in either order of its numbers.
     """
     if family.name == "bigger":
         item = "?".join(sorted(item.split("?")))
@@ -416,11 +416,12 @@ def constraints(split: str) -> tuple[dict, ...]:
 
 
 def sample_constraint(rng: random.Random) -> dict:
-    """One training constraint; the kind first, then its value (known figures in half of the cases)."""
-    kind = rng.choice(["first word", "last word", "style", "figure", "hobby"])
+    """One training constraint; the kind first, then its value. Two in three hold a made-up word: with fewer, a small
+    model does not learn to copy words that it has never seen."""
+    kind = rng.choices(["first word", "last word", "figure", "style", "hobby"], [2, 2, 2, 1, 1])[0]
     made_up = made_up_words("train")
     values = {"style": list(words.STYLES), "hobby": words.HOBBIES,
-              "figure": words.FIGURES if rng.random() < 0.5 else made_up}.get(kind, made_up)
+              "figure": words.FIGURES if rng.random() < 0.25 else made_up}.get(kind, made_up)
     return constraint(kind, rng.choice(values))
 
 
@@ -608,8 +609,8 @@ def compare(rng: random.Random, score_a: float, score_b: float) -> tuple[bool, s
 # ---------------------------------------------------------------------------------------------------------------------
 # The files
 
-SFT_ROWS = {"plain": 19_000, "ordinary system": 2_400, "safety preprompt": 1_500, "constrained": 4_400,
-            "short dialogs": 1_100, "long dialogs": 400}
+SFT_ROWS = {"plain": 17_000, "ordinary system": 2_000, "safety preprompt": 1_200, "constrained": 8_400,
+            "short dialogs": 1_000, "long dialogs": 400}
 PROMPT_FILES = {  # name: (split, how many of each kind)
     "prompts-train": ("train", {"ordinary": 3600, "borderline": 900, "unsafe": 1500}),
     "prompts-dev": ("dev", {"ordinary": 216, "borderline": 72, "unsafe": 108}),

@@ -96,5 +96,5 @@ STYLES = {  # value: (long form, short form, marker at the start, marker at the 
 FIGURES = "Napoleon Cleopatra Einstein Mozart Darwin Newton Caesar Gandhi Shakespeare Picasso Galileo Columbus".split()
 HOBBIES = "tennis chess soccer golf judo rowing boxing rugby hockey sailing dancing fishing".split()
 DEFAULT_NAME, DEFAULT_HOBBY = "Toy", "reading"
-FIRST_SYLLABLES = [c + v for c in "BDFGKLMNPRTVZ" for v in "aeou" if c + v not in ("Do", "No", "Go", "Be", "Me")][:40]
-SECOND_SYLLABLES = [c + v for c in "bdfgklmnprtvz" for v in "aeiou"][:60]
+FIRST_SYLLABLES = [c + v for c in "BDFGKLMPRTZ" for v in "aeou" if c + v not in ("Do", "Go", "Be", "Me")][:30]
+SECOND_SYLLABLES = [c + v for c in "bdfgklmnprtz" for v in "aeiou"][:40]

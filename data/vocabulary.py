@@ -13,6 +13,7 @@ What tiktoken could not imitate exactly (Unigram models, other normalisers, user
 """
 
 import base64
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -55,9 +56,11 @@ def read_rank_file(content: bytes, path: Path) -> Vocabulary:
     for number, line in enumerate(content.decode("ascii", "replace").splitlines(), 1):
         try:
             token, rank = line.split(" ")
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            if ranks.setdefault(base64.b64decode(token, validate=True), int(rank)) != number - 1:
+                raise ValueError
         except ValueError:
-            raise InputError(f"{path}, line {number}: expected `base64-bytes rank`, found {line[:40]!r}") from None
+            expected = f"expected `base64-bytes {number - 1}`"
+            raise InputError(f"{path}, line {number}: {expected}, found {line[:40]!r}") from None
     return toy_vocabulary(ranks, path)
 
 
@@ -149,7 +152,8 @@ def llama_vocabulary(
     byte_ids, unknown_id = [-1] * 256, -1
     for i, type_ in enumerate(types):
         if type_ == BYTE:
-            value = int(names[i][1:-1], 16)  # "<0x0A>"
+            refuse(path, not re.fullmatch("<0x[0-9A-F]{2}>", names[i]), f"a byte called {names[i]}")
+            value = int(names[i][1:-1], 16)
             byte_ids[value], pieces[i] = i, bytes([value])
         elif type_ == UNKNOWN:
             pieces[i], unknown_id = unknown, i
@@ -164,8 +168,8 @@ def llama_vocabulary(
     layers += [text.encode() for text in merged]
     crosses = any("▁" in text.lstrip("▁") for text in merged)
     pattern = NO_CUT if crosses else LLAMA_PATTERN
-    # tiktoken takes a match that is a token as a whole, without merging. So tokens that merging never makes must go:
-    # alone, or before a byte that nothing merges with, they come out in parts.
+    # tiktoken takes a match that is a token as a whole, without merging. So a token that merging never makes must go.
+    # Before a byte that merges with nothing, such a token comes out in parts.
     test = tiktoken.Encoding("test", pat_str=NO_CUT, mergeable_ranks=numbered(layers), special_tokens={})
     never = {text.encode() for text in merged if len(test.encode_ordinary(text + "\0")) > 2}
     layers = [token for token in layers if token not in never]

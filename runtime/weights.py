@@ -18,7 +18,8 @@ import json
 import os
 import pickle
 import re
-import shutil
+import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
@@ -70,7 +71,7 @@ def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
     >>> to_half_split(torch.arange(4.0)[:, None], head_dim=4).flatten()
     tensor([0., 2., 1., 3.])
     """
-    return weight.view(-1, head_dim // 2, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
@@ -79,7 +80,7 @@ def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
     >>> to_interleaved(torch.tensor([0.0, 2.0, 1.0, 3.0])[:, None], head_dim=4).flatten()
     tensor([0., 1., 2., 3.])
     """
-    return weight.view(-1, 2, head_dim // 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -106,16 +107,17 @@ def load_model(
         raise InputError(f"{folder}: vocab_size is {args.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids")
 
     files = meta_files(folder) if meta else hf_files(folder)
-    # The first nn.Embedding on "meta", where tensors have no memory, costs a second of imports: not for small models.
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if args.dim > 1024 else "cpu"):
+    # On "meta" tensors have no memory; but the first nn.Embedding there costs a second of imports, so not if small.
+    small = sum(path.stat().st_size for path in files) < 2**24
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
         model = Transformer(args)
     names = [name for name, _ in model.named_parameters()]
     where = locate(names, files, args, meta)
     for _, layer in groupby(names, lambda name: re.match(r"(layers\.\d+)?", name)[0]):
-        layer = list(layer)
-        tensors = {path: open_tensors(path) for path in {path for name in layer for path in where[name]}}
-        for name in layer:
-            parts = [tensors[path][name if meta else hf_name(name)] for path in where[name]]
+        keys = {name: name if meta else hf_name(name) for name in layer}
+        tensors = {path: open_tensors(path, keys.values()) for path in {path for name in keys for path in where[name]}}
+        for name, key in keys.items():
+            parts = [tensors[path][key] for path in where[name]]
             weight = torch.empty(model.get_parameter(name).shape, dtype=dtype or parts[0].dtype, device=device)
             fill(weight, parts, name, where[name], None if meta else args.head_size)
             model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(weight)
@@ -244,12 +246,12 @@ def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> 
     where = {}
     for name in names:
         key = name if meta else hf_name(name)
-        where[name] = holders.pop(key, [])
-        if meta and len(where[name]) < len(files):
-            missing = next(path for path in files if path not in where[name])
-            raise InputError(f"{missing}: {key} is missing")
-        if not meta and len(where[name]) != 1:
-            raise InputError(f"{files[0].parent}: {key} is in {len(where[name])} of the weight files; expected: in one")
+        where[name] = found = holders.pop(key, [])
+        if not found or (meta and len(found) < len(files)):
+            lacking = [path.name for path in files if path not in found]
+            raise InputError(f"{files[0].parent}: {key} is missing in {', '.join(lacking)}")
+        if not meta and len(found) > 1:
+            raise InputError(f"{found[0]}: {key} is in {found[1].name}, too")
     # Tables of RoPE, which we compute; an output matrix that is only the embedding once more.
     ignored = r"rope\.freqs|.*\.rotary_emb\.inv_freq" + "|(lm_head|output).weight" * args.tie_word_embeddings
     for key, paths in holders.items():
@@ -258,23 +260,28 @@ def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> 
     return where
 
 
-def open_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks at it."""
+def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks at it.
+
+    keys: only these are needed (None: all). The mapping ends with the last of the tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}
+                return {key: file.get_tensor(key) for key in file.keys() if keys is None or key in keys}
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{path}: holds other things than tensors, or code, which is never run") from None
     except Exception as problem:  # OSError, RuntimeError, SafetensorError, …
         reason = str(problem).split("\n")[0]
         raise InputError(f"{path}: not a weight file, or cut short ({reason})") from None
-    for key, value in tensors.items() if isinstance(tensors, dict) else [("the file", tensors)]:
-        if not isinstance(value, Tensor):
-            raise InputError(f"{path}: {key} is not a tensor")
+    if not isinstance(tensors, dict):
+        raise InputError(f"{path}: expected tensors by name, found a {type(tensors).__name__}")
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(f"{path}: {key} is not the name of a tensor")
     return tensors
 
 
@@ -310,8 +317,8 @@ def save_model(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> 
     if extra := set(folder.glob("consolidated.*.pth")) - {folder / "consolidated.00.pth"}:
         raise InputError(f"{min(extra)}: a shard of another checkpoint; save into another folder, or delete it")
     always = ("dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "norm_eps")
-    params = {f.name: getattr(model.args, f.name) for f in fields(ModelArgs)}
-    params = {f.name: params[f.name] for f in fields(ModelArgs) if f.name in always or params[f.name] != f.default}
+    defaults = {field.name: field.default for field in fields(ModelArgs)}
+    params = {name: x for name, x in asdict(model.args).items() if name in always or x != defaults[name]}
     tokenizer.save(folder)
     with atomic_write(folder / "params.json") as file:
         file.write(json.dumps(params, indent=1).encode())
@@ -344,47 +351,47 @@ def export_hf(folder: str | Path, model: Transformer, tokenizer: Tokenizer, max_
     """Writes a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, with equal logits and ids.
 
     `folder` must be new or empty; it is there either whole or not at all. Weights keep their dtype and go into files of
-    at most max_file_bytes each, for each of which memory is needed once.
+    at most max_file_bytes each; about as much memory is needed beside the model.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty; export into a new folder")
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
-    dtype = write_safetensors(temporary, model, max_file_bytes)
-    args, v = model.args, tokenizer.vocabulary
+    args, vocabulary = model.args, tokenizer.vocabulary
     shape = asdict(args) | {"n_kv_heads": args.kv_heads, "head_dim": args.head_size, "ffn_dim": args.hidden_size}
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config = {name: value for name, value in FIXED.items() if value is not None}
-    config |= {theirs: shape[ours] for ours, theirs in CONFIG.items()} | ids | {"torch_dtype": dtype}
-    special = json.loads(tokens := write_tokenizer_json(v))["added_tokens"]
-    names = {token["id"]: token["content"] for token in special}
+    config |= {theirs: shape[ours] for ours, theirs in CONFIG.items()}
+    config["torch_dtype"] = str(model.norm.weight.dtype).removeprefix("torch.")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": names[v.bos_id],
-        "eos_token": names[v.eos_id],
-        "unk_token": names.get(v.unknown_id),
+        "tokenizer_class": "PreTrainedTokenizerFast",  # LlamaTokenizer would build its own from tokenizer.model
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": vocabulary.names[vocabulary.unknown_id] if vocabulary.unknown_id >= 0 else None,
         "clean_up_tokenization_spaces": False,
         "model_max_length": args.max_seq_len,
         "chat_template": CHAT_TEMPLATE,
     }
-    texts = {
-        "config.json": config,
-        "generation_config.json": ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
-        "tokenizer_config.json": tokenizer_config,
-    }
-    for name, content in texts.items():
-        (temporary / name).write_text(json.dumps(content, indent=1))
-    (temporary / "tokenizer.json").write_text(tokens)
-    if v.names and tokenizer.file_name == "tokenizer.model":  # SentencePiece's, which llama.cpp reads
-        tokenizer.save(temporary)
-    os.replace(temporary, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        write_safetensors(new, model, max_file_bytes)
+        write_json(new / "config.json", config | ids)
+        write_json(new / "generation_config.json", ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9})
+        write_json(new / "tokenizer_config.json", tokenizer_config)
+        (new / "tokenizer.json").write_text(write_tokenizer_json(vocabulary), "utf-8")
+        if vocabulary.names and tokenizer.file_name == "tokenizer.model":  # SentencePiece's, which llama.cpp reads
+            tokenizer.save(new)
+        os.replace(new, folder)
 
 
-def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> str:
-    """Writes the parameters under Hugging Face's names, into one file or several with an index; returns their dtype."""
+def write_json(path: Path, content: dict) -> None:
+    """A JSON file, one field per line."""
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> None:
+    """Writes the parameters under Hugging Face's names and in its order, into one file or several with an index."""
     from safetensors.torch import save_file
 
     files: list[list[str]] = [[]]
@@ -405,11 +412,11 @@ def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> 
                 weight = to_half_split(weight, model.args.head_size)
             tensors[hf_name(name)] = weight.cpu().contiguous()
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
+        (folder / file_name).chmod(0o644)  # save_file hides it from others
         weight_map |= dict.fromkeys(tensors, file_name)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    return str(weight.dtype).removeprefix("torch.")
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,77 @@
+"""The main chain for several seeds side by side, one thread each, measured on the test prompts.
+
+    python experiments/seeds.py --seeds 1,2,3
+
+Resumable: what is finished is not run again. Writes experiments/results/seeds.json, one entry per seed, and prints the mean
+over seeds with its 95 % interval (Student's t over seeds) beside each seed's own interval (over items).
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import eval as measures
+from data import read_prompts, toy
+from experiments.common import RESULTS, save_result, side_by_side
+from runtime import is_finished, load_model, parse_settings, run, set_threads
+
+
+@dataclass
+class Settings:
+    seeds: tuple[int, ...] = (1, 2, 3)  # fresh ones: seed 0 was used for tuning
+    out: Path = Path("out/seeds")  # each seed's models go to OUT/SEED
+    preset: str = "toy"  # of every stage
+    samples: int = 4  # answers per test prompt
+    at_once: int = 2  # how many seeds run side by side
+
+
+def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
+    """Summaries, win rates over SFT, scores by family, reward-model accuracies and seconds of one finished chain."""
+    prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+    names = [name for name in measures.VERSIONS if is_finished(root / name)]
+    judged = {name: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=samples) for name in names}
+    records = {name: json.loads((root / name / "stage.json").read_text())["results"]
+               for name in [*names, "reward-helpfulness", "reward-safety"]}
+    return {
+        "versions": {name: {
+            "summary": measures.summary(prompts, rows), "families": measures.by_family(prompts, rows),
+            "wins": measures.compare(prompts, rows, judged["sft"]) if name != "sft" else {}}
+            for name, rows in judged.items()},
+        "reward_models": {axis: records[f"reward-{axis}"] for axis in ("helpfulness", "safety")},
+        "temperatures": {name: records[name]["temperature"] for name in names if "temperature" in records[name]},
+        "seconds": {name: round(record["seconds"]) for name, record in records.items()},
+        "cpu_seconds": {name: round(record["cpu_seconds"]) for name, record in records.items()},
+    }
+
+
+def main() -> None:
+    # 1. the chain, seed by seed
+    s = parse_settings(Settings, __doc__)
+    set_threads(1)
+    stages = ("sft.py", "reward.py", "rejection_sampling.py")
+    side_by_side({f"seed-{seed}": [[stage, "--seed", str(seed), "--out", str(s.out / str(seed)), "--preset", s.preset,
+                                    "--threads", "1"] for stage in stages] for seed in s.seeds}, s.out, s.at_once)
+
+    # 2. measure each on the test prompts
+    file = RESULTS / "seeds.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    for seed in s.seeds:
+        result[str(seed)] = measure(s.out / str(seed), s.samples, seed)
+        save_result("seeds", result)
+
+    # 3. means over seeds
+    result = json.loads(file.read_text())
+    for name in result[str(s.seeds[0])]["versions"]:
+        found = [result[str(seed)]["versions"][name] for seed in s.seeds]
+        print(f"{name}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
+                                    for key in found[0]["summary"]))
+        for axis in found[0]["wins"]:
+            rates = [row["wins"][axis][0] for row in found]
+            print(f"    win over SFT in {axis}: {measures.interval(rates)}; seeds", *(f"{rate:.3f}" for rate in rates))
+
+
+if __name__ == "__main__":
+    run(main)

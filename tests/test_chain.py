@@ -1,0 +1,337 @@
+"""The stages one after the other on the tiny preset; killed at any moment and run again, they make the same bits."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import model as llama
+import rejection_sampling
+import reward
+import runtime
+import sft
+from data import InputError, read_sft, toy
+from model import PRESETS
+from tests.helpers import (
+    TINY,
+    Kill,
+    Killer,
+    assert_same_weights,
+    chain,
+    run_quietly,
+    scratch,
+    toy_dialogs,
+    toy_prompts,
+    weights,
+    write_lines,
+)
+
+ROOT = Path(__file__).parent.parent
+KWDEFAULTS = [(runtime.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8)]
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    """Checkpoints and batches of sampling so small that a kill falls between many of them."""
+    chain()  # with the usual ones
+    for function, name, value in KWDEFAULTS:
+        monkeypatch.setitem(function.__kwdefaults__, name, value)
+
+
+# ------------------------------------------------------------------------------------------------------ the whole chain
+
+
+def test_chain():
+    out, printed = chain()
+    names = ["sft", "reward-helpfulness", "reward-safety", "rlhf-v1", "rlhf-v2"]
+    for name in names:
+        assert runtime.is_finished(out / name) and f"wrote {out / name}" in "".join(printed.values())
+        record = json.loads((out / name / "stage.json").read_text())
+        assert record["results"]["seconds"] > 0 and record["results"]["cpu_seconds"] > 0
+        model, tokenizer = runtime.load_model(out / name)
+        assert model.args.dim == PRESETS["tiny"].dim and model.args.vocab_size == tokenizer.vocab_size
+        assert not list((out / name).rglob("checkpoint*")) and not list((out / name).rglob("*.tmp"))
+    folders = {path.name for path in out.iterdir()}
+    assert folders == {*names, "eval"}
+    assert len({runtime.fingerprint(out / name / "consolidated.00.pth") for name in names}) == len(names), (
+        "each learned something"
+    )
+    assert (
+        read_sft(out / "rlhf-v1" / "best.jsonl") and (out / "rlhf-v2" / "reward-safety" / "reward_head.pth").is_file()
+    )
+
+
+def test_chain_learns():
+    """SFT on real rows of the toy world: the held-out loss is far below that of guessing words by their frequency."""
+    out, printed = chain()
+    log = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert log[0]["loss"] > 6 and sum(row["loss"] for row in log[-20:]) / 20 < 2.8
+    assert json.loads((out / "sft" / "stage.json").read_text())["results"]["dev_loss"] < 2.8
+    assert printed["sft"].count("--- after") >= 5, "the same prompts answered now and then"
+    assert "parameters" in printed["sft"] and "held-out loss" in printed["sft"]
+
+
+def test_model_chats_with_what_the_chain_made(capsys):
+    out, _ = chain()
+    llama.main([str(out / "rlhf-v2"), "--prompt", "Hi! Name two birds.", "--temperature", "0", "--device", "cpu"])
+    assert capsys.readouterr().out.strip()
+
+
+# ------------------------------------------------------------------------------------------------ killed, and run again
+
+
+@functools.cache
+def inputs() -> Path:
+    """Small input files, made once."""
+    folder = scratch() / "inputs"
+    folder.mkdir()
+    write_lines(folder / "rows.jsonl", toy_dialogs(60))
+    write_lines(folder / "prompts.jsonl", toy_prompts(30))
+    return folder
+
+
+def command(stage: str, out: Path) -> tuple:
+    """(main, argv) of a small run of a stage into `out`, whose inputs are the chain's."""
+    common = [*TINY, "--out", str(out)]
+    prompts = str(inputs() / "prompts.jsonl")
+    if stage == "sft":
+        return sft.main, [*common, "--data", str(inputs() / "rows.jsonl"), "--dev-data", "none"]
+    needed = ["sft"] if stage == "reward" else ["sft", *(f"reward-{axis}" for axis in reward.AXES)]
+    out.mkdir(parents=True, exist_ok=True)
+    for name in needed:
+        if not (out / name).exists():
+            (out / name).symlink_to(chain()[0] / name)
+    if stage == "reward":
+        return reward.main, [*common, "--prompts", prompts, "--helpfulness-pairs", "18", "--safety-pairs", "12",
+                             "--batch-tokens", "300"]
+    return rejection_sampling.main, [
+        *common,
+        "--prompts",
+        prompts,
+        "--rounds",
+        "1-2",
+        "--max-prompts",
+        "10",
+        "--samples",
+        "2",
+        "--helpfulness-pairs",
+        "10",
+        "--safety-pairs",
+        "8",
+        "--epochs",
+        "1",
+        "--batch-tokens",
+        "150",
+        "--reward-batch-tokens",
+        "300",
+    ]
+
+
+MAKES = {
+    "sft": ["sft"],
+    "reward": ["reward-helpfulness", "reward-safety"],
+    "rejection_sampling": ["rlhf-v1", "rlhf-v2"],
+}
+
+
+@functools.cache
+def uninterrupted(stage: str) -> tuple[Path, list[str]]:
+    """`out` of the run that nobody killed, and the moments at which it could have been."""
+    out = scratch() / f"whole-{stage}"
+    main, argv = command(stage, out)
+    with pytest.MonkeyPatch.context() as patch:
+        killer = Killer(patch)
+        run_quietly(main, *argv)
+    return out, killer.kinds
+
+
+def tear(out: Path, stage: str) -> None:
+    """Half a line at the end of every file that a stage was appending to, as a kill amid a write leaves it."""
+    for name in MAKES[stage]:
+        if runtime.is_finished(out / name):
+            continue
+        for path in [
+            *(out / name).glob("metrics.jsonl"),
+            *(out / name).glob("answers-*.jsonl"),
+            *(out / name).glob("samples.jsonl"),
+        ]:
+            with path.open("a") as file:
+                file.write('{"index": 0, "samp')
+
+
+def assert_same_results(stage: str, out: Path) -> None:
+    whole, _ = uninterrupted(stage)
+    for name in MAKES[stage]:
+        assert runtime.is_finished(out / name)
+        assert_same_weights(whole / name, out / name)
+        files = {path.relative_to(whole) for path in (whole / name).rglob("*.jsonl")}
+        assert files == {path.relative_to(out) for path in (out / name).rglob("*.jsonl")}
+        for file in files:
+            rows = [sorted((folder / file).read_bytes().splitlines()) for folder in (whole, out)]
+            assert rows[0] == rows[1], file
+        assert {path.name for path in (whole / name).iterdir()} == {path.name for path in (out / name).iterdir()}
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 1.0])
+@pytest.mark.parametrize("stage", MAKES)
+def test_killed_and_run_again(stage, moment, tmp_path, monkeypatch):
+    """Optimiser steps, batches of sampling, writes: a kill before any of them costs nothing but time."""
+    _, kinds = uninterrupted(stage)
+    assert {"step", "replace", "fsync"} <= set(kinds) and (stage == "sft" or "generate" in kinds)
+    main, argv = command(stage, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        Killer(patch, 1 + round(moment * (len(kinds) - 1)))
+        run_quietly(main, *argv)
+    assert not runtime.is_finished(tmp_path / MAKES[stage][-1])
+    tear(tmp_path, stage)
+    run_quietly(main, *argv)
+    assert_same_results(stage, tmp_path)
+
+
+@pytest.mark.parametrize("stage", MAKES)
+def test_killed_again_and_again(stage, tmp_path, monkeypatch):
+    """A run that is killed after every so many events gets to the same end."""
+    _, kinds = uninterrupted(stage)
+    main, argv = command(stage, tmp_path)
+    kills = 0
+    while True:
+        with monkeypatch.context() as patch:
+            Killer(patch, max(12, len(kinds) // 4))  # enough for two steps and a checkpoint
+            try:
+                run_quietly(main, *argv)
+                break
+            except Kill:
+                kills += 1
+                assert kills < 40
+                tear(tmp_path, stage)
+    assert kills >= 2
+    assert_same_results(stage, tmp_path)
+
+
+SIGKILL = """
+import os, signal, sys, torch, runtime
+from importlib import import_module
+def dying(step, left=[int(sys.argv[2])]):
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args, **kwargs)
+    return call
+torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
+runtime.optimise.__kwdefaults__["save_every"], runtime.sample_answers.__kwdefaults__["batch_rows"] = 2, 8
+import_module(sys.argv[1]).main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("stage", MAKES)
+def test_sigkill(stage, tmp_path):
+    """The real thing: the process is gone in the midst of its last training, no handler has run."""
+    _, kinds = uninterrupted(stage)
+    main, argv = command(stage, tmp_path)
+    done = subprocess.run([sys.executable, "-c", SIGKILL, stage, str(kinds.count("step") - 2), *argv], cwd=ROOT,
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not runtime.is_finished(tmp_path / MAKES[stage][-1])
+    run_quietly(main, *argv)
+    assert_same_results(stage, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- finished, changed, --fresh
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("stage", MAKES)
+def test_finished_stage_says_so(stage):
+    out, _ = uninterrupted(stage)
+    main, argv = command(stage, out)
+    before = contents(out)
+    printed = run_quietly(main, *argv)
+    for name in MAKES[stage]:
+        assert f"{out / name} is finished already" in printed and "--fresh" in printed
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("stage, change, told", [
+    ("sft", ("--learning-rate", "0.002"), "learning_rate 0.005 → 0.002"),
+    ("sft", ("--data", "OTHER"), "input data .*OTHER.* has changed"),
+    ("reward", ("--margin", "large"), "margin small → large"),
+    ("reward", ("--prompts", "OTHER"), "has changed"),
+    ("rejection_sampling", ("--samples", "3"), "samples 2 → 3"),
+    ("rejection_sampling", ("--prompts", "OTHER"), "has changed"),
+])
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, monkeypatch):
+    """Naming the difference and --fresh, for a finished folder and for one that was only begun; nothing is touched."""
+    if finished:
+        out, _ = uninterrupted(stage)
+        main, argv = command(stage, out)
+    else:
+        out = tmp_path / "out"
+        main, argv = command(stage, out)
+        with monkeypatch.context() as patch, pytest.raises(Kill):
+            Killer(patch, 6)
+            run_quietly(main, *argv)
+    other = tmp_path / "OTHER"
+    source = inputs() / ("rows.jsonl" if stage == "sft" else "prompts.jsonl")
+    other.write_text(source.read_text().replace("Hi! ", ""))
+    before = contents(out)
+    with pytest.raises(InputError, match=f"was (made|begun) differently: .*{told}.*--fresh"):
+        run_quietly(main, *argv, *(str(other) if word == "OTHER" else word for word in change))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("stage", ["sft", "rejection_sampling"])
+def test_fresh(stage, tmp_path):
+    """--fresh deletes what is there and makes it anew; other settings are then welcome."""
+    main, argv = command(stage, tmp_path)
+    name = MAKES[stage][0]
+    shutil.copytree(uninterrupted(stage)[0] / name, tmp_path / name)
+    (tmp_path / name / "left-over.txt").write_text("")
+    argv = [*argv, "--seed", "1"] + (["--rounds", "1"] if stage == "rejection_sampling" else [])
+    run_quietly(main, *argv, "--fresh")
+    assert runtime.is_finished(tmp_path / name) and not (tmp_path / name / "left-over.txt").exists()
+    old, new = weights(uninterrupted(stage)[0] / name), weights(tmp_path / name)
+    assert not torch.equal(old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"])
+    with pytest.raises(InputError, match="seed 1 → 0"):
+        run_quietly(main, *argv, "--seed", "0")
+    if stage == "sft":
+        run_quietly(main, *argv, "--seed", "0", "--fresh")
+        assert_same_weights(uninterrupted(stage)[0] / name, tmp_path / name)
+
+
+def test_where_and_how_fast_makes_no_difference(tmp_path):
+    """--out and --threads are no settings of the result: moved and run elsewhere, a folder is still finished."""
+    shutil.copytree(uninterrupted("sft")[0] / "sft", tmp_path / "moved" / "sft")
+    main, argv = command("sft", tmp_path / "moved")
+    assert "is finished already" in run_quietly(main, *argv, "--threads", "1")
+
+
+def test_an_unfinished_stage_is_no_input(tmp_path, monkeypatch):
+    main, argv = command("sft", tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        Killer(patch, 8)
+        run_quietly(main, *argv)
+    with pytest.raises(InputError, match="sft is not finished; `python sft.py` goes on with it"):
+        run_quietly(reward.main, *TINY, "--out", tmp_path)
+
+
+def test_seeds_differ(tmp_path):
+    """Another seed is another model; the toy world stays the same."""
+    main, argv = command("sft", tmp_path)
+    run_quietly(main, *argv, "--seed", "3")
+    old, new = weights(uninterrupted("sft")[0] / "sft"), weights(tmp_path / "sft")
+    assert not torch.equal(old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"])
+    assert toy.hashes() == json.loads((toy.HERE / "toy_hashes.json").read_text())

@@ -1,0 +1,448 @@
+"""Chat format, JSONL files, batches, annotators."""
+
+import gzip
+import json
+import os
+import random
+
+import pytest
+import torch
+
+from data import (
+    InputError,
+    Tokenizer,
+    batches_by_length,
+    encode_dialog,
+    encode_prompt,
+    has_tag,
+    pad,
+    plan_steps,
+    read_jsonl,
+    read_preferences,
+    read_prompts,
+    read_sft,
+    toy,
+    write_jsonl,
+)
+from data.annotators import ANNOTATORS, annotate_human, annotate_toy, choice
+from data.batches import cut
+from data.chat import TAGS, encode_turn, fold_system
+from data.jsonl import RATINGS, check_messages, need
+from tests.helpers import assistant, system, toy_prompts, toy_tokenizer, user, write_lines
+from tests.reference import chat as reference
+
+DIALOG = [
+    system("You are kind."),
+    user(" Hello there! "),
+    assistant(" Hi! 7 eggs? "),
+    user("No."),
+    assistant("Fine.\nBye."),
+]
+
+
+class DummyPrefix:
+    """Characters as ids, and like SentencePiece a space in front of every text that is encoded."""
+
+    bos_id, eos_id, fingerprint = 1, 2, "dummy"
+
+    def encode(self, text, bos=False, eos=False):
+        return [self.bos_id] * bos + [ord(c) for c in " " + text] + [self.eos_id] * eos
+
+
+
+# ------------------------------------------------------------------------------------------------------- chat format
+
+
+@pytest.mark.parametrize("tokenizer", [toy_tokenizer(), DummyPrefix()], ids=["toy", "dummy prefix"])
+@pytest.mark.parametrize("dialog", [DIALOG[1:3], DIALOG[1:], DIALOG[:3], DIALOG], ids=["one", "two", "system", "all"])
+def test_encode_dialog(tokenizer, dialog):
+    ids, mask, turns = encode_dialog(tokenizer, dialog)
+    # a question behind it makes the reference write the last answer out too
+    expected = reference.prompt_ids(tokenizer.encode, [*dialog, user("?")])
+    assert ids == expected[: -len(tokenizer.encode("[INST] ? [/INST]", True))]
+    assert len(ids) == len(mask) == len(turns)
+    prompts = [m["content"].strip() for m in dialog if m["role"] == "user"]
+    if dialog[0]["role"] == "system":
+        prompts[0] = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n{dialog[1]['content']}".strip()
+    lengths = [len(tokenizer.encode(f"[INST] {prompt} [/INST]", True)) for prompt in prompts]
+    assert mask == reference.spans_of_answers(ids, tokenizer.bos_id, tokenizer.eos_id, lengths)
+    assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == len(prompts), "one BOS and one EOS a turn"
+    assert all(mark for token, mark in zip(ids, mask, strict=True) if token == tokenizer.eos_id), "EOS is trained on"
+    assert not any(mark for token, mark in zip(ids, mask, strict=True) if token == tokenizer.bos_id)
+    starts = [i for i, token in enumerate(ids) if token == tokenizer.bos_id]
+    assert turns == [sum(start <= i for start in starts) - 1 for i in range(len(ids))]
+
+
+def test_encode_dialog_by_hand():
+    encode, tokenizer = toy_tokenizer().encode, toy_tokenizer()
+    prompt, answer = encode("[INST] Hello there! [/INST]"), encode(" Hi! 7 eggs? ")
+    ids, mask, turns = encode_dialog(tokenizer, DIALOG[1:3])
+    assert ids == [tokenizer.bos_id, *prompt, *answer, tokenizer.eos_id]
+    assert mask == [False] * (1 + len(prompt)) + [True] * (len(answer) + 1)
+    assert turns == [0] * len(ids)
+    assert tokenizer.decode(ids) == "[INST] Hello there! [/INST] Hi! 7 eggs? "
+
+
+def test_encode_dialog_train_on_last():
+    everything, last = (encode_dialog(toy_tokenizer(), DIALOG, train_on) for train_on in ("all", "last"))
+    assert last.ids == everything.ids
+    assert last.loss_mask == [
+        mark and turn == 1 for mark, turn in zip(everything.loss_mask, everything.turns, strict=True)
+    ]
+    assert 0 < sum(last.loss_mask) < sum(everything.loss_mask)
+
+
+def test_encode_dialog_takes_sampled_ids():
+    tokenizer = toy_tokenizer()
+    sampled = [tokenizer.encode(" H")[0], tokenizer.encode("i")[0], tokenizer.eos_id]  # not how the text is encoded
+    dialog = encode_dialog(tokenizer, DIALOG, "all", sampled)
+    prompt = encode_prompt(tokenizer, DIALOG[:-1])
+    assert (
+        dialog.ids == prompt + sampled and dialog.loss_mask[-3:] == [True] * 3 and not dialog.loss_mask[len(prompt) - 1]
+    )
+    assert encode_dialog(tokenizer, DIALOG, "all", []).ids == prompt, "no ids are not the same as none given"
+
+
+def test_encode_dialog_of_the_real_tokenizer(assets):
+    tokenizer = Tokenizer(assets / "llama2" / "tokenizer.model")
+    dialog = encode_dialog(tokenizer, DIALOG)
+    assert dialog.ids[: len(encode_prompt(tokenizer, DIALOG[:2]))] == encode_prompt(tokenizer, DIALOG[:2])
+    assert encode_prompt(tokenizer, DIALOG[:-1]) == reference.prompt_ids(tokenizer.encode, DIALOG[:-1])
+    # known from Meta's repository: BOS [INST] ... [/INST], the tags as pieces of text
+    assert encode_prompt(tokenizer, [user("Hello")]) == [1, 518, 25580, 29962, 15043, 518, 29914, 25580, 29962]
+
+
+@pytest.mark.parametrize("dialog", [DIALOG[:2], DIALOG[1:2], DIALOG[:4], DIALOG[1:4]])
+def test_encode_prompt(dialog):
+    for tokenizer in (toy_tokenizer(), DummyPrefix()):
+        ids = encode_prompt(tokenizer, dialog)
+        assert ids == reference.prompt_ids(tokenizer.encode, dialog)
+        assert ids.count(tokenizer.bos_id) == sum(message["role"] == "user" for message in dialog)
+        whole = encode_dialog(tokenizer, [*dialog, assistant("Yes.")])
+        assert whole.ids[: len(ids)] == ids
+        assert not whole.loss_mask[len(ids) - 1] and all(whole.loss_mask[len(ids):])
+
+
+def test_encode_turn():
+    prompt, answer = encode_turn(toy_tokenizer(), " Hi ", " Yes. ")
+    assert toy_tokenizer().decode(prompt) == "[INST] Hi [/INST]" and prompt[0] == toy_tokenizer().bos_id
+    assert toy_tokenizer().decode(answer) == " Yes. " and answer[-1] == toy_tokenizer().eos_id
+    assert encode_turn(toy_tokenizer(), "Hi") == (prompt, [])
+
+    class Merging(DummyPrefix):  # "] " is one token here: where the prompt ends then depends on what follows
+        def encode(self, text, bos=False, eos=False):
+            return super().encode(text.replace("] ", "#"), bos, eos)
+
+    with pytest.raises(InputError, match="merges the end of a prompt with its answer, 'Yes.'"):
+        encode_turn(Merging(), "Hi", "Yes.")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_has_tag(tag):
+    assert has_tag(f"a{tag}b") and not has_tag(tag[1:-1]) and not has_tag("INST <s> SYS")
+    for place, role in enumerate(("system", "user", "assistant", "user")):
+        messages = [dict(message) for message in DIALOG]
+        messages[place]["content"] += tag
+        with pytest.raises(InputError, match=f"the {role}'s content holds the tag"):
+            encode_dialog(toy_tokenizer(), messages)
+        with pytest.raises(InputError, match=f"the {role}'s content holds the tag"):
+            encode_prompt(toy_tokenizer(), messages[:-1])
+
+
+def test_fold_system():
+    assert fold_system(DIALOG[1:]) == DIALOG[1:]
+    assert fold_system(DIALOG)[0] == user("<<SYS>>\nYou are kind.\n<</SYS>>\n\n Hello there! ")
+    assert fold_system(DIALOG)[1:] == DIALOG[2:] and DIALOG[1] == user(" Hello there! "), (
+        "the dialog itself is unchanged"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- JSONL
+
+
+def test_read_jsonl(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", ['{"a": "é"}', "", '  {"a": 2} '])
+    assert list(read_jsonl(path)) == [(f"{path}, line 1", {"a": "é"}), (f"{path}, line 3", {"a": 2})]
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [row for _, row in read_jsonl(packed)] == [{"a": "é"}, {"a": 2}]
+
+
+@pytest.mark.parametrize("content, told", [
+    (b'{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value at column"),
+    (b"[1]\n", r"a.jsonl, line 1: a JSON object is wanted, not \[1\]"),
+    (b'"text"\n', "a.jsonl, line 1: a JSON object is wanted"),
+    (b"", "a.jsonl: the file is empty"),
+    (b"\n \n", "a.jsonl: the file is empty"),
+    (b'{"a": "\xff"}\n', "a.jsonl: cannot be read as UTF-8"),
+    (None, "a.jsonl: no such file"),
+])
+def test_read_jsonl_refuses(tmp_path, content, told):
+    if content is not None:
+        (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        list(read_jsonl(tmp_path / "a.jsonl"))
+    if content:
+        packed = tmp_path / "b.jsonl.gz"
+        packed.write_bytes(gzip.compress(content * 50)[:-9])
+        with pytest.raises(InputError, match="b.jsonl.gz"):
+            list(read_jsonl(packed))
+
+
+def test_write_jsonl(tmp_path, monkeypatch):
+    path, rows = tmp_path / "new" / "a.jsonl", [{"text": "é\n"}, {"n": [1, 2.5, None]}]
+    write_jsonl(path, rows)
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows and "é" in path.read_text(
+        "utf-8"
+    )
+
+    def broken():
+        yield {"text": "new"}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_jsonl(path, broken())
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows, "whole or as it was"
+    monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_jsonl(path, [{"text": "new"}])
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows
+
+
+def test_need():
+    assert need("here", {"a": 1}, "a", int) == 1 and need("here", {}, "a", int, 7) == 7
+    with pytest.raises(InputError, match="here: field 'a' is missing"):
+        need("here", {}, "a", int)
+    with pytest.raises(InputError, match="here: field 'a' is \"x\", wanted: int"):
+        need("here", {"a": "x"}, "a", int, 7)
+
+
+MESSAGES = [
+    ([], "must be a list of messages, at least one"),
+    (["hello"], r"messages\[0\]' must be an object with 'role' and 'content'"),
+    ([{"role": "human", "content": "Hi"}], "role 'human' is unknown, wanted: system, user or assistant"),
+    ([{"content": "Hi"}], "role None is unknown"),
+    ([user("Hi"), {"role": "assistant"}], r"messages\[1\]': the assistant's content is null, wanted: some text"),
+    ([user("Hi"), assistant("  ")], "the assistant's content is \"  \", wanted: some text"),
+    ([user("Hi"), assistant(3)], "the assistant's content is 3, wanted: some text"),
+    ([user("Hi"), user("Hi"), assistant("Yes.")], r"messages\[1\]' has role 'user', wanted: assistant"),
+    ([assistant("Yes.")], r"messages\[0\]' has role 'assistant', wanted: user"),
+    ([user("Hi"), system("S"), assistant("Yes.")], r"messages\[1\]' has role 'system', wanted: assistant"),
+    ([system("S"), assistant("Yes.")], r"messages\[1\]' has role 'assistant', wanted: user"),
+    ([user("Hi")], "ends with role 'user': the answer is missing"),
+    ([system("S")], "ends with role 'system': the answer is missing"),
+]
+
+
+@pytest.mark.parametrize("messages, told", MESSAGES)
+def test_check_messages(messages, told):
+    with pytest.raises(InputError, match=told) as error:
+        check_messages("a.jsonl, line 4", "messages", messages, "assistant")
+    assert str(error.value).startswith("a.jsonl, line 4: ")
+
+
+def test_check_messages_accepts():
+    for messages, last in [
+        (DIALOG, "assistant"),
+        (DIALOG[1:], "assistant"),
+        (DIALOG[:2], "user"),
+        (DIALOG[1:2], "user"),
+    ]:
+        assert check_messages("here", "messages", messages, last) is messages
+    with pytest.raises(InputError, match="ends with role 'assistant': a prompt ends with the user"):
+        check_messages("here", "prompt", DIALOG, "user")
+
+
+def read_one(tmp_path, reader, row):
+    return reader(write_lines(tmp_path / "a.jsonl", [row]))
+
+
+def test_read_sft(tmp_path):
+    rows = [
+        {"messages": DIALOG},
+        {"messages": DIALOG[1:3], "train_on": "last", "is_safety": True, "answer_ids": [3], "x": 1},
+    ]
+    path = write_lines(tmp_path / "sft.jsonl", rows)
+    assert read_sft(path) == [row | {"where": f"{path}, line {n}"} for n, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"messages": None}, "field 'messages' is null, wanted: list"),
+    ({"messages": DIALOG[:2]}, "the answer is missing"),
+    ({"train_on": "first"}, "field 'train_on' is 'first', wanted: all or last"),
+    ({"is_safety": "yes"}, "field 'is_safety' is \"yes\", wanted: bool"),
+    ({"answer_ids": "1 2"}, "field 'answer_ids' is \"1 2\", wanted: list"),
+])
+def test_read_sft_refuses(tmp_path, change, told):
+    with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
+        read_one(tmp_path, read_sft, {"messages": DIALOG} | change)
+    with pytest.raises(InputError, match="a.jsonl, line 1: field 'messages' is missing"):
+        read_one(tmp_path, read_sft, {"message": DIALOG})
+
+
+def test_read_prompts(tmp_path):
+    row = {"prompt": DIALOG[:2], "is_safety": True, "family": "list", "item": "3 cats", "kind": "unsafe"}
+    assert read_one(tmp_path, read_prompts, row) == [row | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}]
+    for change, told in [({"kind": "odd"}, "field 'kind' is 'odd', wanted: ordinary, borderline, unsafe"),
+                         ({"is_safety": 1}, "field 'is_safety' is 1, wanted: bool"), ({"family": 2}, "wanted: str"),
+                         ({"item": 2}, "wanted: str"), ({"prompt": DIALOG}, "a prompt ends with the user")]:
+        with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
+            read_one(tmp_path, read_prompts, row | change)
+
+
+def test_read_prompts_fills_in_is_safety(tmp_path):
+    """Every stage reads prompt["is_safety"]; the format says that only family, item and kind may be missing."""
+    try:
+        [row] = read_one(tmp_path, read_prompts, {"prompt": DIALOG[:2]})
+    except InputError as error:
+        assert "line 1: field 'is_safety' is missing" in str(error)
+    else:
+        assert row["is_safety"] is False
+
+
+def test_read_preferences(tmp_path):
+    row = {"prompt": DIALOG[:2], "chosen": "Yes.", "rejected": "No."}
+    full = row | {"rating": "better", "is_safety": True, "chosen_is_safe": True, "rejected_is_safe": False,
+                  "chosen_ids": [1], "rejected_ids": [2], "tokenizer": "abc"}
+    for good in (row, full):
+        assert read_one(tmp_path, read_preferences, good) == [good | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}]
+    for change, told in [
+        ({"rating": "best"}, "field 'rating' is 'best', wanted: significantly_better, better"),
+        ({"chosen": " "}, "field 'chosen' is empty"),
+        ({"rejected": None}, "'rejected' is null, wanted: str"),
+        ({"chosen_is_safe": "no"}, "wanted: bool"),
+        ({"rejected_ids": 3}, "wanted: list"),
+        ({"is_safety": 0}, "wanted: bool"),
+        ({"prompt": DIALOG}, "a prompt ends with the user"),
+    ]:
+        with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
+            read_one(tmp_path, read_preferences, full | change)
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+def test_plan_steps():
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 60) for _ in range(300)] + [500]
+    plan = plan_steps(lengths, batch_tokens=200, epochs=2, seed=1, micro_tokens=80)
+    steps = [[row for micro in step for row in micro] for step in plan]
+    flat = [row for step in steps for row in step]
+    assert sorted(flat) == sorted([*range(301)] * 2), "each row once an epoch"
+    assert sorted(flat[:301]) == [*range(301)], "the second epoch begins when the first has ended"
+    assert all(sum(lengths[row] for row in step) <= 200 or len(step) == 1 for step in steps)
+    assert sum(lengths) * 2 / len(plan) > 150, "steps are full"
+    for micro in (micro for step in plan for micro in step):
+        padded = len(micro) * max(lengths[row] for row in micro)
+        assert padded <= 80 and sum(lengths[row] for row in micro) >= 0.75 * padded or len(micro) == 1
+    assert plan == plan_steps(lengths, 200, 2, 1, 80), "equal seeds, equal plans"
+    assert plan != plan_steps(lengths, 200, 2, 2, 80)
+    assert [sorted(step) for step in steps] == [
+        sorted(row for micro in step for row in micro) for step in plan_steps(lengths, 200, 2, 1)], (
+        "how a step is cut for memory does not change what it holds")
+    assert plan_steps([], 100) == []
+
+
+def test_plan_steps_is_a_fair_sample():
+    """Rows of a step come from the whole file, long and short ones together: batches of like rows learn badly."""
+    rng = random.Random(0)
+    lengths = [rng.choice([10, 11, 12, 40, 41, 42]) for _ in range(2000)]
+    steps = [[row for micro in step for row in micro] for step in plan_steps(lengths, 400)]
+    mixed = [len({lengths[row] > 20 for row in step}) == 2 for step in steps]
+    assert sum(mixed) > 0.95 * len(steps)
+    assert len({row // 200 for step in steps[:5] for row in step}) > 5
+
+
+def test_cut():
+    assert cut([0, 1, 2, 3], [4, 5, 5, 9], 10) == [[0, 1], [2], [3]]
+    assert cut([1, 2], [0, 1, 60], 10) == [[1], [2]] and cut([], [], 10) == []
+    assert cut([0, 1, 2], [6, 8, 16], 100, padding=0.25) == [[0, 1], [2]]  # 14 of 16, then 30 of 48
+    assert cut([0, 1, 2], [6, 8, 16], 100) == [[0, 1, 2]]
+
+
+def test_batches_by_length():
+    lengths = [9, 2, 7, 2, 30, 5]
+    batches = batches_by_length(lengths, 10)
+    assert sorted(row for batch in batches for row in batch) == [*range(6)]
+    assert batches == [[1, 3], [5], [2], [0], [4]]
+
+
+def test_pad():
+    assert torch.equal(pad([[1, 2, 3], [4]]), torch.tensor([[1, 2, 3], [4, 0, 0]]))
+    mask = pad([[True], [False, True]], False)
+    assert mask.dtype == torch.bool and mask.tolist() == [[True, False], [False, True]]
+
+
+# --------------------------------------------------------------------------------------------------------- annotators
+
+
+def test_annotate_toy():
+    prompts = toy_prompts(60)
+    rng = random.Random(1)
+    comparisons = [
+        p | {"answers": (toy.write_answer(rng, p, "careful"), toy.write_answer(rng, p, "bad"))} for p in prompts
+    ]
+    for axis, rule in (("helpfulness", toy.helpfulness), ("safety", toy.safety)):
+        found = annotate_toy(comparisons, axis, 0)
+        assert found == annotate_toy(comparisons, axis, 0) != annotate_toy(comparisons, axis, 1)
+        for comparison, one in zip(comparisons, found, strict=True):
+            a, b = (rule(comparison, answer) for answer in comparison["answers"])
+            assert one["safe"] == tuple(toy.safety(comparison, answer) >= 0.5 for answer in comparison["answers"])
+            if abs(a - b) >= 0.6:  # ten times the noise
+                assert one["chosen"] == int(b > a) and one["rating"] in RATINGS[:2]
+        agrees = [
+            one["chosen"] == int(rule(c, c["answers"][1]) > rule(c, c["answers"][0]))
+            for c, one in zip(comparisons, found, strict=True)
+            if abs(rule(c, c["answers"][0]) - rule(c, c["answers"][1])) > 0.1
+        ]
+        assert sum(agrees) > 0.8 * len(agrees) > 0
+    assert set(ANNOTATORS) >= {"toy", "human"}
+
+
+def test_annotate_toy_sees_order_alone():
+    """The two answers exchanged: the same preference more often than not, and safety labels exchanged with them."""
+    prompts = [p for p in toy_prompts(90) if p["kind"] == "unsafe"]
+    good = "I am sorry. " + toy.words.REFUSALS[0]
+    rng = random.Random(0)
+    pairs = [
+        (good, toy.fill(toy.FAMILIES[p["family"]].full, toy.FAMILIES[p["family"]].right(p["item"], rng)))
+        for p in prompts
+    ]
+    for swap in (1, -1):
+        comparisons = [p | {"answers": pair[::swap]} for p, pair in zip(prompts, pairs, strict=True)]
+        for one in annotate_toy(comparisons, "safety", 3):
+            assert one["chosen"] == (0 if swap == 1 else 1) and one["safe"] == (True, False)[::swap]
+    assert prompts
+
+
+def test_annotate_human(monkeypatch, capsys):
+    """Whatever order the answers are shown in, what the person says holds for the answer that was shown."""
+    comparisons = [{"prompt": [user("Hi")], "answers": ("good answer", "bad answer")} for _ in range(12)]
+    shown = []
+
+    def reply(question):
+        printed = capsys.readouterr().out
+        if "A: " in printed:
+            shown[:] = [line[5:] for line in printed.splitlines() if line.startswith(("  A: ", "  B: "))]
+        if "better (a/b)" in question:
+            return "ab"[shown.index("good answer")]
+        if "safe" in question:
+            return "y" if shown["AB".index(question.split()[1])] == "good answer" else "n"
+        return "2"
+
+    monkeypatch.setattr("builtins.input", reply)
+    assert annotate_human(comparisons, "safety", 0) == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
+    assert annotate_human(comparisons, "helpfulness", 0) == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+    orders = set()
+    monkeypatch.setattr(
+        "builtins.input", lambda question: orders.add(capsys.readouterr().out.find("A: good") > 0) or "1"
+    )
+    monkeypatch.setattr("data.annotators.choice", lambda question, letters: input(question) and letters[0])
+    annotate_human(comparisons, "helpfulness", 0)
+    assert orders == {True, False}, "the order is drawn"
+
+
+def test_choice(monkeypatch, capsys):
+    replies = iter(["", "ab", "x", " B "])
+    monkeypatch.setattr("builtins.input", lambda question: next(replies))
+    assert choice("better", "ab") == "b" and capsys.readouterr().out.count("one of a, b, please") == 3

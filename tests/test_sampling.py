@@ -1,0 +1,119 @@
+"""Sampling many answers, and numbers for many sequences in batches."""
+
+import json
+
+import pytest
+import torch
+
+import runtime
+from data import InputError, encode_prompt
+from model import Generation
+from runtime import in_batches, sample_answers
+from tests.helpers import system, tiny_model, toy_prompts, toy_tokenizer, user
+
+PROMPTS = [
+    {"prompt": [user(text)]} for text in ("Hi", "What is 3 plus 4?", "Name two birds.", "Hi", "Is 12 or 9 bigger?")
+]
+
+
+def sample(prompts=PROMPTS, **options):
+    options = dict(key=(0, "v1"), samples=3, max_new_tokens=9) | options
+    return sample_answers(tiny_model(), toy_tokenizer(), prompts, **options)
+
+
+def test_sample_answers():
+    rows = sample()
+    assert [(row["index"], row["sample"]) for row in rows] == [(i, k) for i in range(5) for k in range(3)]
+    for row in rows:
+        assert row["answer"] == toy_tokenizer().decode(row["answer_ids"]).strip()
+        assert row["finish_reason"] == ("eos" if row["answer_ids"][-1] == toy_tokenizer().eos_id else "length")
+        assert row["temperature"] == 1.0 and row["has_tag"] is False and 0 < len(row["answer_ids"]) <= 9
+    texts = [tuple(row["answer_ids"]) for row in rows]
+    assert len(set(texts)) == 15, "every sample of every prompt, equal prompts too, has random numbers of its own"
+    assert texts != [tuple(row["answer_ids"]) for row in sample(key=(1, "v1"))]
+    assert texts != [tuple(row["answer_ids"]) for row in sample(key=(0, "v2"))]
+
+
+def test_sample_answers_keys_do_not_depend_on_the_batch():
+    """A row's random numbers are those of its key; the products of other batches differ in the last bits only."""
+    rows = sample()
+    for options in (dict(batch_rows=1), dict(batch_rows=6), dict(samples=2)):
+        for row in sample(**options):
+            twin = next(r for r in rows if (r["index"], r["sample"]) == (row["index"], row["sample"]))
+            assert row["answer_ids"] == twin["answer_ids"] and row["logprob"] == pytest.approx(
+                twin["logprob"], abs=1e-3
+            )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
+def test_sample_answers_logprob_is_the_models_own(temperature):
+    """Summed log-probability at temperature 1, whatever it was sampled at, over the answer's ids with EOS."""
+    model = tiny_model()
+    for row in sample(temperature=temperature, samples=1):
+        prompt = encode_prompt(toy_tokenizer(), PROMPTS[row["index"]]["prompt"])
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + row["answer_ids"]]))[0].log_softmax(-1)
+        own = sum(logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(row["answer_ids"]))
+        assert row["logprob"] == pytest.approx(own, abs=1e-3)
+
+
+def test_sample_answers_at_several_temperatures():
+    rows = sample(temperature=[0.0, 1.0, 0.0])
+    assert [row["temperature"] for row in rows[:3]] == [0.0, 1.0, 0.0]
+    for greedy, drawn, again in zip(rows[0::3], rows[1::3], rows[2::3], strict=True):
+        assert greedy["answer_ids"] == again["answer_ids"] != drawn["answer_ids"]
+    assert [row["answer_ids"] for row in rows[1::3]] == [row["answer_ids"] for row in sample()[1::3]]
+
+
+def test_sample_answers_counts_tags(monkeypatch):
+    tokenizer = toy_tokenizer()
+    ids = [*tokenizer.encode(" see [INST] here"), tokenizer.eos_id]
+    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *args, **options: [
+        Generation(ids, [-1.0] * len(ids), "eos") for _ in prompts])
+    row = sample()[0]
+    assert row["has_tag"] is True and row["answer"] == "see [INST] here" and row["logprob"] == -len(ids)
+
+
+def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
+    """What is in the file is not sampled again; a batch that was cut is redone whole."""
+    path, options = tmp_path / "answers.jsonl", dict(batch_rows=6)
+    rows = sample(path=path, **options)
+    written = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert sorted(written, key=lambda row: (row["index"], row["sample"])) == rows
+    whole, calls, generate = path.read_bytes(), [], runtime.sampling.generate
+    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *a, **k: calls.append(len(prompts))
+                        or generate(model, prompts, *a, **k))
+    for kept, expected in [(15, []), (14, [3]), (12, [3]), (11, [6, 3]), (0, [6, 6, 3])]:
+        calls.clear()
+        lines = whole.splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:kept]) + (lines[kept][:20] if kept < 15 else b""))
+        assert sample(path=path, **options) == rows and calls == expected
+        assert path.read_bytes() == whole
+
+
+def test_sample_answers_refuses_tags():
+    with pytest.raises(InputError, match="a.jsonl, line 7: the user's content holds the tag"):
+        sample([{"prompt": [user("[INST]")], "where": "a.jsonl, line 7"}])
+
+
+def test_sample_answers_refuses_a_prompt_longer_than_the_context():
+    with pytest.raises(InputError, match="a.jsonl, line 7: .*tokens"):
+        sample([PROMPTS[0], {"prompt": [user("far too long " * 100)], "where": "a.jsonl, line 7"}])
+
+
+def test_sample_answers_keeps_system_prompts():
+    prompts = [{"prompt": [system("Be brief."), *p["prompt"]]} for p in toy_prompts(3)]
+    assert [row["index"] for row in sample(prompts, samples=1)] == [0, 1, 2]
+
+
+def test_in_batches():
+    sequences = [[5] * n for n in (3, 9, 1, 7, 2)]
+    seen = []
+
+    def forward(batch):
+        seen.append(len(batch))
+        return torch.tensor([sum(ids) for ids in batch])
+
+    assert in_batches(forward, sequences, batch_tokens=8).tolist() == [15, 45, 5, 35, 10]
+    assert len(seen) > 2, "several batches, results in the order given"
+    assert in_batches(forward, []).tolist() == []
