@@ -77,7 +77,6 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 1e-3  # our choice; the paper says "similar to SFT"
     weight_decay: float = 0.1  # paper, of SFT
-    adam_eps: float = 1e-8  # paper: 1e-5, which is large beside a small model's gradients
     seed: int = 0  # of sampling, order and the annotator's noise
     device: str = "auto"  # auto, cpu, cuda, mps
     dtype: str = "auto"  # float32 or bfloat16 for the products
@@ -85,7 +84,7 @@ class Settings:
     fresh: bool = False  # start over: delete these rounds' folders
 
 
-PAPER = dict(samples=20, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, adam_eps=1e-5,
+PAPER = dict(samples=20, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5,
              reward_learning_rate=1e-5, reward_batch_tokens=1024 * 1024, max_prompts=0, temperatures=(0.8, 1.0, 1.2),
              annotator="none")
 PRESETS = {
@@ -222,7 +221,7 @@ def run_round(version: int, s: Settings) -> None:
                 train_reward_model(reward_model, tokenizer, fresh + replay, margin=s.margin,
                                    auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
                                    micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
-                                   weight_decay=s.weight_decay, adam_eps=s.adam_eps, folder=folder, phase=axis,
+                                   weight_decay=s.weight_decay, folder=folder, phase=axis,
                                    seed=s.seed + version, dtype=dtype)
                 save_reward_model(current[axis], reward_model, tokenizer)
     judges = Judges(current, device)
@@ -259,7 +258,7 @@ def run_round(version: int, s: Settings) -> None:
         model, tokenizer = load_model(before[0], device)
     tuning = best + (read_sft(s.mix) if s.mix else [])
     finetune(model, encode_rows(tokenizer, tuning, model.args.max_seq_len), epochs=s.epochs, batch_tokens=s.batch_tokens,
-             micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay, adam_eps=s.adam_eps,
+             micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay,
              folder=folder, phase="finetune", seed=s.seed + version, dtype=dtype)
     save_model(folder, model, tokenizer)
     show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")

@@ -69,7 +69,6 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 1e-3  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
     weight_decay: float = 0.1  # paper
-    adam_eps: float = 1e-8  # paper: 1e-5, which is large beside a small model's gradients
     seed: int = 0  # of heads, sampling, annotators' noise and order
     device: str = "auto"  # auto, cpu, cuda, mps
     dtype: str = "auto"  # float32 or bfloat16 for the products
@@ -77,7 +76,7 @@ class Settings:
     fresh: bool = False  # start over: delete what is in the two folders
 
 
-PAPER = dict(adam_eps=1e-5, batch_tokens=1024 * 1024, micro_tokens=8192, learning_rate=1e-5)
+PAPER = dict(batch_tokens=1024 * 1024, micro_tokens=8192, learning_rate=1e-5)
 PRESETS = {
     "tiny": dict(helpfulness_pairs=200, safety_pairs=120), "toy": {}, "small": dict(learning_rate=2e-4, batch_tokens=8192),
     "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER | dict(learning_rate=5e-6),
@@ -234,7 +233,7 @@ def encode_pairs(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> li
 
 def train_reward_model(model: RewardModel, tokenizer: Tokenizer, rows: list[dict], *, margin: str, auxiliary_weight: float,
                        epochs: int, batch_tokens: int, micro_tokens: int, learning_rate: float, weight_decay: float,
-                       adam_eps: float, folder: Path, phase: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
+                       folder: Path, phase: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
     """One epoch of equation 2, chosen and rejected in one forward; plus the auxiliary safety loss where rows have labels."""
     pairs, device = encode_pairs(tokenizer, rows, model.body.args.max_seq_len), model.head.weight.device
     plan = plan_steps([2 * max(map(len, pair)) for pair in pairs], batch_tokens, epochs, seed, micro_tokens)
@@ -254,7 +253,7 @@ def train_reward_model(model: RewardModel, tokenizer: Tokenizer, rows: list[dict
         return loss, len(picked), {"accuracy": (chosen > rejected).sum()}
 
     optimise(model, plan, batch_loss, learning_rate=learning_rate, folder=folder, phase=phase, weight_decay=weight_decay,
-             adam_eps=adam_eps, warmup_fraction=0.03, warmup_steps=5, dtype=dtype)
+             warmup_fraction=0.03, warmup_steps=5, dtype=dtype)
 
 
 def accuracy_by_rating(chosen: Tensor, rejected: Tensor, ratings: list[str]) -> dict[str, float]:
@@ -357,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
         model = RewardModel(policy).to(device)
         train_reward_model(model, tokenizer, rows, margin=s.margin, auxiliary_weight=s.auxiliary_weight * (axis == "safety"),
                            epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-                           learning_rate=s.learning_rate, weight_decay=s.weight_decay, adam_eps=s.adam_eps,
+                           learning_rate=s.learning_rate, weight_decay=s.weight_decay,
                            folder=folder, phase=axis,
                            seed=s.seed, dtype=dtype)
 

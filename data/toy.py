@@ -426,9 +426,9 @@ def sample_constraint(rng: random.Random) -> dict:
 
 
 def sample_constraints(rng: random.Random) -> list[dict]:
-    """One constraint, or (one time in four) two of different kinds."""
+    """One constraint, or (two times in five) two of different kinds."""
     found = [sample_constraint(rng)]
-    while rng.random() < 0.25 and len(found) < 2:
+    while len(found) < 2 and rng.random() < 0.4:
         found += [c for c in [sample_constraint(rng)] if c["kind"] != found[0]["kind"]]
     return found
 
@@ -609,8 +609,8 @@ def compare(rng: random.Random, score_a: float, score_b: float) -> tuple[bool, s
 # ---------------------------------------------------------------------------------------------------------------------
 # The files
 
-SFT_ROWS = {"plain": 17_000, "ordinary system": 2_000, "safety preprompt": 1_200, "constrained": 8_400,
-            "short dialogs": 1_000, "long dialogs": 400}
+SFT_ROWS = {"plain": 16_000, "ordinary system": 2_000, "safety preprompt": 1_200, "constrained": 9_000,
+            "short dialogs": 1_000, "long dialogs": 500}
 PROMPT_FILES = {  # name: (split, how many of each kind)
     "prompts-train": ("train", {"ordinary": 3600, "borderline": 900, "unsafe": 1500}),
     "prompts-dev": ("dev", {"ordinary": 216, "borderline": 72, "unsafe": 108}),

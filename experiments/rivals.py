@@ -92,7 +92,7 @@ def main() -> None:
             rows = favourite_demonstrations(judges, 4 * rounds.max_prompts)
             finetune(model, encode_rows(tokenizer, rows, model.args.max_seq_len), epochs=rounds.epochs,
                      batch_tokens=rounds.batch_tokens, learning_rate=rounds.learning_rate, folder=folder, phase="favourites",
-                     seed=seed, adam_eps=rounds.adam_eps)
+                     seed=seed)
             save_model(folder, model, tokenizer)
         rivals["SFT on favourites"] = measures.evaluate(*load_model(folder), test, seed=seed, samples=s.samples)
 

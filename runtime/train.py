@@ -63,7 +63,7 @@ class Metrics:
 
 
 def optimise(model, plan, batch_loss, *, learning_rate, folder, phase, weight_decay=0.1, warmup_fraction=0.03,
-             warmup_steps=0, grad_clip=1.0, adam_eps=1e-5, dtype=torch.float32, save_every=500, watch=None):
+             warmup_steps=0, grad_clip=1.0, dtype=torch.float32, save_every=500, watch=None):
     """The one training loop: AdamW, warm-up and cosine, accumulation, clipping, log, bar, resume.
 
     plan: the steps from `data.plan_steps`, known beforehand, so that a resumed run takes the very same ones.
@@ -72,7 +72,7 @@ def optimise(model, plan, batch_loss, *, learning_rate, folder, phase, weight_de
     watch(step): called at the start, at each fifth of the way and at the end.
     A killed run goes on from `folder/checkpoint-PHASE.pth`, bit for bit.
     """
-    optimizer = adamw(model, learning_rate, weight_decay, eps=adam_eps)
+    optimizer = adamw(model, learning_rate, weight_decay)
     metrics, checkpoint, first = Metrics(Path(folder) / "metrics.jsonl"), Path(folder) / f"checkpoint-{phase}.pth", 0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, device=next(model.parameters()).device)

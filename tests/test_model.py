@@ -392,6 +392,11 @@ def test_init_weights():
         else:
             std = weight.shape[1] ** -0.5 * (6**-0.5 if "wo" in name or "w2" in name else 1)
             assert weight.std().item() == pytest.approx(std, rel=0.05), name
+    for layer in model.layers:  # a head starts by writing what it read: its columns of wo are its rows of wv, scaled
+        for head in range(args.n_heads):
+            mine, size = head // (args.n_heads // args.kv_heads), args.head_size
+            wrote = layer.attention.wo.weight[:, head * size: (head + 1) * size]
+            assert torch.equal(wrote, 6**-0.5 * layer.attention.wv.weight[mine * size: (mine + 1) * size].T)
     assert (model.norm.weight == 1).all()
     tied = Transformer(replace(args, tie_word_embeddings=True))
     tied.init_weights(0)

@@ -1,0 +1,54 @@
+"""Is SFT as strong as its budget allows? The same training at twice the budget and at neighbouring settings.
+
+    python experiments/sft_budget.py --seed 0
+
+Writes experiments/results/sft_budget.json: held-out loss, annotator's scores on dev prompts at temperature 1, CPU seconds.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import eval as measures
+from data import read_prompts, toy
+from experiments.common import save_result, side_by_side
+from runtime import load_model, parse_settings, run, set_threads
+from sft import Settings as SFTSettings
+
+
+@dataclass
+class Settings:
+    seed: int = 0  # a tuning seed
+    out: Path = Path("out/sft-budget")  # one root per variant
+    samples: int = 4  # answers per dev prompt
+    at_once: int = 2  # variants side by side
+
+
+def main() -> None:
+    s, base = parse_settings(Settings, __doc__), SFTSettings()
+    set_threads(1)
+    variants = {
+        "default": [], "twice the budget": ["--epochs", "2"],
+        "half the learning rate": ["--learning-rate", str(base.learning_rate / 2)],
+        "twice the learning rate": ["--learning-rate", str(base.learning_rate * 2)],
+        "half the batch": ["--batch-tokens", str(base.batch_tokens // 2)],
+        "twice the batch": ["--batch-tokens", str(base.batch_tokens * 2)],
+    }
+    roots = {name: s.out / name.replace(" ", "-") for name in variants}
+    side_by_side({root.name: [["sft.py", "--seed", str(s.seed), "--out", str(root), "--threads", "1", *variants[name]]]
+                  for name, root in roots.items()}, s.out, s.at_once)
+    prompts, result = read_prompts(toy.ensure() / "prompts-dev.jsonl"), {}
+    for name, root in roots.items():
+        rows = measures.evaluate(*load_model(root / "sft"), prompts, samples=s.samples)
+        record = json.loads((root / "sft" / "stage.json").read_text())["results"]
+        result[name] = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"], **measures.summary(prompts, rows)}
+        print(f"{name:<24} held-out loss {record['dev_loss']:.3f}, helpfulness {result[name]['helpfulness']}, "
+              f"safety {result[name]['safety']}, {record['cpu_seconds']:.0f} CPU s")
+    save_result("sft_budget", result)
+
+
+if __name__ == "__main__":
+    run(main)
