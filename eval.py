@@ -13,7 +13,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data import InputError, Tokenizer, read_prompts, toy, write_jsonl
 from model import Transformer
@@ -56,7 +56,7 @@ def interval(values: list[float], clusters: list | None = None) -> Interval:
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
     error = math.sqrt(n / (n - 1) * sum(r * r for r in residuals.values())) / len(values)
-    half = (T975[n - 2] if n <= 31 else 1.96) * error
+    half = (T975[n - 2] if n <= 31 else 1.96 + 2.4 / (n - 1)) * error
     return Interval(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
 
@@ -166,7 +166,7 @@ def short(found: WinRate | None) -> str:
 @dataclass
 class Settings:
     out: Path = Path("out")  # the models to look at; answers go to OUT/eval
-    split: str = "test"  # dev for choices, test for numbers that are published
+    split: Literal["test", "dev", "train"] = "test"  # dev for choices, test for numbers that are published
     samples: int = 1  # answers per prompt
     temperature: float = 1.0  # 1: the model as it is
     seed: int = 0  # of the sampling

@@ -496,7 +496,7 @@ def main(argv: list[str] | None = None) -> None:
     """The terminal chat, or one answer with --prompt."""
     from data import encode_prompt
     from data.errors import InputError
-    from runtime import choose_device, load_model
+    from runtime import choose_device, choose_dtype, load_model
 
     parser = argparse.ArgumentParser(
         description="Talk to a model. Commands: /reset, /system TEXT, /quit.",
@@ -510,12 +510,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal answers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="auto", help="of the weights: bfloat16, float32; auto: bfloat16 on a GPU")
     args = parser.parse_args(argv)
     if args.temperature < 0 or not 0 <= args.top_p <= 1 or args.max_new_tokens < 1 or args.seed < 0:
         raise InputError("needed: --temperature >= 0, --top-p from 0 to 1, --max-new-tokens >= 1, --seed >= 0")
     device = torch.device(choose_device(args.device))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, tokenizer = load_model(args.folder, device=device, dtype=dtype)
+    model, tokenizer = load_model(args.folder, device=device, dtype=choose_dtype(args.dtype, device))
 
     def opening() -> list[dict]:
         return [{"role": "system", "content": args.system}] if args.system else []

@@ -12,8 +12,9 @@ prompt. K, the prompts per round and the fine-tuning settings are not in the pap
 
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,18 +59,18 @@ class Settings:
     out: Path = Path("out")  # reads OUT/sft and OUT/reward-*, writes OUT/rlhf-v1 ...
     rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5
     init: str = ""  # the model that the first of these rounds samples from; empty: the version before it
-    start: str = "last"  # fine-tune from the last version or from sft, each round (the paper is ambiguous)
-    pool: str = "all"  # best of the answers of all rounds, or of the last round only (the paper's V3)
+    start: Literal["last", "sft"] = "last"  # fine-tune from the last version or from sft, each round (the paper is ambiguous)
+    pool: Literal["all", "last"] = "all"  # best of the answers of all rounds, or of the last round only (the paper's V3)
     prompts: str = "toy"  # JSONL of prompts, the same for every round
     max_prompts: int = 600  # use the first so many
     mix: str = ""  # JSONL of dialogs added to the fine-tuning set (Ghost Attention's come in here)
     samples: int = 8  # K, answers to each prompt; the paper does not say
     temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)  # tried on dev prompts; the paper finds the best one moves
-    annotator: str = "toy"  # toy, human, or none: the reward models stay as they are
+    annotator: Literal["toy", "human", "none"] = "toy"  # toy, human, or none: the reward models stay as they are
     helpfulness_pairs: int = 600  # fresh preferences a round; our choice
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
-    margin: str = "small"  # as in reward.py
+    margin: Literal["none", "small", "large"] = "small"  # as in reward.py
     reward_learning_rate: float = 3e-4  # of the refresh; our choice
     reward_batch_tokens: int = 1200  # as in reward.py
     epochs: int = 3  # over the best answers; our choice
@@ -193,6 +194,7 @@ def run_round(version: int, s: Settings) -> None:
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
     settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix")}
+    mix = read_sft(s.mix) if s.mix else []
     if not open_stage(folder, settings, inputs, s.fresh):
         return
     all_prompts = read_prompts(train_file)
@@ -212,17 +214,16 @@ def run_round(version: int, s: Settings) -> None:
                                         temperatures=s.pair_temperatures, key=(s.seed, name), folder=folder)
             write_jsonl(folder / f"pairs-{axis}.jsonl", fresh)
             current[axis] = folder / f"reward-{axis}"
+            reward_model, _ = load_reward_model(judges_before[axis], device)
+            tables[axis] = report(reward_model, tokenizer, fresh, axis, "fresh (not yet learned)")
             if not (current[axis] / "reward_head.pth").exists():
                 earlier = [row for v in range(version) for _, row in read_jsonl(
                     s.out / f"reward-{axis}" / "pairs.jsonl" if v == 0 else s.out / f"rlhf-v{v}" / f"pairs-{axis}.jsonl")]
                 replay = random.Random(f"{s.seed} {version} {axis}").sample(earlier, min(len(earlier), len(fresh)))
-                reward_model, _ = load_reward_model(judges_before[axis], device)
-                tables[axis] = report(reward_model, tokenizer, fresh, axis, "fresh (not yet learned)")
                 train_reward_model(reward_model, tokenizer, fresh + replay, margin=s.margin,
                                    auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
                                    micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
-                                   weight_decay=s.weight_decay, folder=folder, phase=axis,
-                                   seed=s.seed + version, dtype=dtype)
+                                   weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + version, dtype=dtype)
                 save_reward_model(current[axis], reward_model, tokenizer)
     judges = Judges(current, device)
 
@@ -256,7 +257,7 @@ def run_round(version: int, s: Settings) -> None:
     # 5. fine-tune
     if s.start == "sft":
         model, tokenizer = load_model(before[0], device)
-    tuning = best + (read_sft(s.mix) if s.mix else [])
+    tuning = best + mix
     finetune(model, encode_rows(tokenizer, tuning, model.args.max_seq_len), epochs=s.epochs, batch_tokens=s.batch_tokens,
              micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay,
              folder=folder, phase="finetune", seed=s.seed + version, dtype=dtype)
@@ -286,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     if not versions or versions[0] < 1:
         raise InputError(f"--rounds {s.rounds}: rounds count from 1 upwards")
     for version in versions:
-        run_round(version, s)
+        run_round(version, s if version == versions[0] else replace(s, init=""))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,20 +55,20 @@ MARGINS = {  # m(rating) of equation 2: Table 27
 class Settings:
     preset: str = "toy"  # sizes and hyper-parameters; see below
     out: Path = Path("out")  # reads OUT/sft, writes OUT/reward-helpfulness and OUT/reward-safety
-    axis: str = "both"  # helpfulness, safety, or both
+    axis: Literal["both", "helpfulness", "safety"] = "both"  # helpfulness, safety, or both
     init: str = ""  # the model to start from, which also answers the prompts; empty: OUT/sft
     data: str = ""  # JSONL of preferences to train on; empty: sample pairs and annotate them
     prompts: str = "toy"  # JSONL of prompts to collect preferences on
-    annotator: str = "toy"  # toy or human
-    helpfulness_pairs: int = 4000  # our choice
+    annotator: Literal["toy", "human"] = "toy"  # toy or human
+    helpfulness_pairs: int = 4800  # our choice
     safety_pairs: int = 2000  # our choice; three in four on prompts tagged unsafe or borderline
     temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers (paper: varied)
-    margin: str = "small"  # none, small or large (Table 27; the paper does not say which the final model uses)
+    margin: Literal["none", "small", "large"] = "small"  # Table 27; the paper does not say which one
     auxiliary_weight: float = 1.0  # weight of the auxiliary safety loss (paper A.3.4 prints no formula); safety model only
     epochs: int = 1  # paper: one, since more over-fit
     batch_tokens: int = 1200  # tokens a step (paper: 512 pairs)
     micro_tokens: int = 16384  # tokens a forward pass
-    learning_rate: float = 1e-3  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
+    learning_rate: float = 5e-4  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
     weight_decay: float = 0.1  # paper
     seed: int = 0  # of heads, sampling, annotators' noise and order
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -189,14 +190,15 @@ def collect_preferences(policies: list[Transformer], tokenizer: Tokenizer, promp
     sides = []
     for side, temperature in enumerate(temperatures[:2]):
         sides.append(sample_answers(policies[side % len(policies)], tokenizer, prompts, key=(*key, axis, side),
-                                    temperature=temperature, path=folder / f"answers-{axis}-{side}.jsonl",
+                                    temperature=temperature, path=folder / f"answers-{key[-1]}-{axis}-{side}.jsonl",
                                     desc=f"answers for {axis}"))
     usable = [i for i, (a, b) in enumerate(zip(*sides, strict=True))
               if a["answer"] != b["answer"] and all(x["answer"] and not x["has_tag"] for x in (a, b))]
     comparisons = [{k: v for k, v in prompts[i].items() if k != "where"} | {"answers": tuple(s[i]["answer"] for s in sides)}
                    for i in usable]
     rows = []
-    for i, comparison, found in zip(usable, comparisons, ANNOTATORS[annotator](comparisons, axis, key[0]), strict=True):
+    annotations = ANNOTATORS[annotator](comparisons, axis, " ".join(map(str, key)))
+    for i, comparison, found in zip(usable, comparisons, annotations, strict=True):
         chosen, rejected = sides[found["chosen"]][i], sides[1 - found["chosen"]][i]
         row = {name: value for name, value in comparison.items() if name != "answers"}
         row |= {"chosen": chosen["answer"], "rejected": rejected["answer"], "rating": found["rating"],
@@ -353,6 +355,7 @@ def main(argv: list[str] | None = None) -> None:
                 held_out = collect_preferences([policy], tokenizer, dev, axis, key=(s.seed, "dev"), **options)
 
         # 3. train: the policy's body, a new head
+        set_seed(s.seed)
         model = RewardModel(policy).to(device)
         train_reward_model(model, tokenizer, rows, margin=s.margin, auxiliary_weight=s.auxiliary_weight * (axis == "safety"),
                            epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,

@@ -167,10 +167,9 @@ def main(argv: list[str] | None = None) -> None:
     data = toy.FOLDER / "sft.jsonl" if s.data == "toy" else Path(s.data)
     dev_data = toy.FOLDER / "sft-dev.jsonl" if s.dev_data == "toy" else None if s.dev_data == "none" else Path(s.dev_data)
     inputs = {"data": data} | ({} if s.init == "none" else {"init": Path(s.init)})
+    if not s.data or (s.preset.startswith("llama-2") and s.init == "none"):
+        raise InputError(f"--preset {s.preset} needs demonstrations and a model: --data FILE.jsonl --init FOLDER")
     rows = read_sft(data)
-    if not open_stage(folder, {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device")},
-                      inputs, s.fresh):
-        return
     if s.init == "none":
         tokenizer = Tokenizer(toy.TOKENIZER)
         model = llama.Transformer(replace(llama.PRESETS[s.preset], vocab_size=tokenizer.vocab_size))
@@ -181,6 +180,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row for i, row in enumerate(rows) if not row.get("is_safety") or (i * 0.618034) % 1 < s.safety_share]
     dialogs = encode_rows(tokenizer, rows[: s.max_rows or None], model.args.max_seq_len)
     dev = encode_rows(tokenizer, read_sft(dev_data), model.args.max_seq_len) if dev_data else []
+    if not open_stage(folder, {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device")},
+                      inputs, s.fresh):
+        return
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(dialogs):,} dialogs, "
           f"{sum(len(d.ids) for d in dialogs):,} tokens, on {device} in {dtype}")
 

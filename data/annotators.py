@@ -8,6 +8,7 @@ The axis is "helpfulness" or "safety" (paper §3.2.1: separate collections with 
 import random
 
 from data import toy
+from data.errors import InputError
 from data.jsonl import RATINGS
 
 
@@ -15,6 +16,8 @@ def annotate_toy(comparisons: list[dict], axis: str, seed: int) -> list[dict]:
     """The toy world's annotator: `python -m data.toy --rules`. Deterministic in (seed, axis, position)."""
     rule, found = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis], []
     for i, comparison in enumerate(comparisons):
+        if comparison.get("family") not in toy.FAMILIES:
+            raise InputError("the toy annotator knows the toy world's prompts only; use --annotator human")
         a, b = (rule(comparison, answer) for answer in comparison["answers"])
         first, rating = toy.compare(random.Random(f"{seed} {axis} {i}"), a, b)
         found.append({"chosen": 0 if first else 1, "rating": rating,

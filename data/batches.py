@@ -24,7 +24,7 @@ def plan_steps(lengths: list[int], batch_tokens: int, epochs: int = 1, seed: int
                 step, tokens = [], 0
             step.append(row)
             tokens += lengths[row]
-        steps.append(step)
+        steps += [step] if step else []
     return [cut(sorted(step, key=lambda row: lengths[row]), lengths, micro_tokens, padding=0.25) for step in steps]
 
 

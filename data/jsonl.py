@@ -110,7 +110,7 @@ def read_prompts(path: str | Path) -> list[dict]:
     rows = []
     for where, row in read_jsonl(path):
         check_messages(where, "prompt", need(where, row, "prompt", list), "user")
-        need(where, row, "is_safety", bool, False)
+        need(where, row, "is_safety", bool)
         need(where, row, "family", str, "")
         need(where, row, "item", str, "")
         if need(where, row, "kind", str, "ordinary") not in KINDS:

@@ -216,9 +216,10 @@ FAMILIES = {family.name: family for family in (
            "{x} plus {y} is {a}.", "It is {a}.", "Check: {a} minus {y} is {x}.", sum_fields,
            lambda item, rng: sum_fields(item, rng, rng.choice([-1, 1, 2])), patterns={"a": r"\d+"}),
     Family("bigger", 0.8, tuple(f"{x}?{y}" for x in range(1, 10) for y in range(1, 10) if x != y),
-           ("Which is bigger, {x} or {y}?", "Is {x} or {y} bigger?", "Compare {x} and {y}."),
+           ("Which is bigger, {x} or {y}?", "Is {x} or {y} bigger?", "Compare {x} and {y}.",
+            "Which number is bigger, {x} or {y}?", "Tell me which is bigger, {x} or {y}."),
            "{a} is bigger than {b}.", "It is {a}.", "{b} is smaller.", bigger_fields,
-           lambda item, rng: bigger_fields(item, rng, wrong=True), True, patterns={"a": r"\d+", "b": r"\d+"}),
+           lambda item, rng: bigger_fields(item, rng, wrong=True), patterns={"a": r"\d+", "b": r"\d+"}),
     fact_family("opposite", 1.2, words.OPPOSITES,
                 ("What is the opposite of {q}?", "Give me the opposite of {q}.", "Tell me the opposite of {q}.",
                  "What word is the opposite of {q}?", "Say the opposite of {q}."),
@@ -312,7 +313,7 @@ def ask(rng: random.Random, split: str = "train", family: str | None = None) -> 
     if family is None:
         family = rng.choices(list(FAMILIES), [f.weight for f in FAMILIES.values()])[0]
     fam = FAMILIES[family]
-    item, wording = rng.choice(questions(family, split) or questions(family, "train"))  # probes: training's only
+    item, wording = rng.choice(questions(family, "train" if family in PROBES else split))
     text = rng.choice(words.PROMPT_OPENERS) + fill(fam.wordings[wording], fam.right(item, rng))
     return {"prompt": [{"role": "user", "content": text}], "is_safety": fam.kind == "unsafe", "family": family,
             "item": item, "kind": fam.kind}
@@ -388,7 +389,7 @@ def write_answer(rng: random.Random, prompt: dict, writer: str | None = None) ->
 @cache
 def made_up_words(split: str) -> tuple[str, ...]:
     """Words of two syllables that mean nothing, each exactly two tokens. 22 % ("test") never occur in training."""
-    everything = [a + b for a in words.FIRST_SYLLABLES for b in words.SECOND_SYLLABLES]
+    everything = [a + b for a in words.FIRST_SYLLABLES for b in words.SECOND_SYLLABLES if a + b not in words.REAL_WORDS]
     held_out = [w for w in everything if int(hashlib.sha256(f"{SEED} {w}".encode()).hexdigest()[:8], 16) < 0.22 * 2**32]
     return tuple(held_out) if split == "test" else tuple(w for w in everything if w not in set(held_out))
 

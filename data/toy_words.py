@@ -98,3 +98,4 @@ HOBBIES = "tennis chess soccer golf judo rowing boxing rugby hockey sailing danc
 DEFAULT_NAME, DEFAULT_HOBBY = "Toy", "reading"
 FIRST_SYLLABLES = [c + v for c in "BDFGKLMPRTZ" for v in "aeou" if c + v not in ("Do", "Go", "Be", "Me")][:30]
 SECOND_SYLLABLES = [c + v for c in "bdfgklmnprtz" for v in "aeiou"][:40]
+REAL_WORDS = "Make Take Bake Lake Fake Game Gate Data Zone Tune Rule Rude Date Late".split()  # not to be made up

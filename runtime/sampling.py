@@ -32,6 +32,8 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
     for prompt in prompts:
         try:
             encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
+            if len(encoded[-1]) >= model.args.max_seq_len:
+                raise InputError(f"the prompt has {len(encoded[-1])} tokens, the model's context only {model.args.max_seq_len}")
         except InputError as error:
             raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
     lengths = [len(ids) for ids in encoded]
