@@ -11,6 +11,7 @@ For each seed, on the test prompts (V4 at temperature 1):
 Writes experiments/results/rivals.json.
 """
 
+import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 
 import eval as measures
 from data import read_prompts, read_sft, toy
-from experiments.common import save_result
+from experiments.common import RESULTS, save_result
 from rejection_sampling import Judges, best_of
 from rejection_sampling import Settings as RoundSettings
 from reward import AXES
@@ -62,7 +63,8 @@ def main() -> None:
     s = parse_settings(Settings, __doc__)
     set_threads(s.threads)
     dev, test = (read_prompts(toy.ensure() / f"prompts-{split}.jsonl") for split in ("dev", "test"))
-    k, rounds, result = RoundSettings.samples, RoundSettings(), {}
+    k, rounds, file = RoundSettings.samples, RoundSettings(), RESULTS / "rivals.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
     for seed in s.seeds:
         root = s.out / str(seed)
         sft, tokenizer = load_model(root / "sft")
@@ -107,11 +109,11 @@ def main() -> None:
                 print(f"seed {seed}: V4 against {name}: helpfulness {found['helpfulness']}, safety {found['safety']}")
         result[str(seed)] = entry
         save_result("rivals", result)
-    names = result[str(s.seeds[0])]["rivals"]
-    for name in names:
+    result = json.loads(file.read_text())
+    for name in result[str(s.seeds[0])]["rivals"]:
         for axis in AXES:
-            rates = [result[str(seed)]["rivals"][name]["V4 wins"][axis].rate for seed in s.seeds]
-            means = [result[str(seed)]["rivals"][name]["summary"][axis].mean for seed in s.seeds]
+            rates = [result[str(seed)]["rivals"][name]["V4 wins"][axis][0] for seed in s.seeds]
+            means = [result[str(seed)]["rivals"][name]["summary"][axis][0] for seed in s.seeds]
             print(f"{name}: {axis} {statistics.fmean(means):.3f}; V4 wins {measures.interval(rates)}")
 
 

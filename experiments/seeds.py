@@ -47,6 +47,33 @@ def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
     }
 
 
+def draw(result: dict, seeds: tuple[int, ...]) -> None:
+    """experiments/results/seeds.png: win rates over SFT and scores of each version, a thin line per seed, a thick mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(result[str(seeds[0])]["versions"])
+    labels = [name.removeprefix("rlhf-").upper() for name in names]
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for panel, title in zip(panels, ("win rate over SFT (ties half)", "annotator's score, false refusals"), strict=True):
+        for what, color in (("helpfulness", "tab:blue"), ("safety", "tab:green"), ("false_refusals", "tab:red")):
+            if what == "false_refusals" and panel is panels[0]:
+                continue
+            lines = [[(0.5 if name == "sft" else row["wins"][what][0]) if panel is panels[0] else row["summary"][what][0]
+                      for name, row in result[str(seed)]["versions"].items()] for seed in seeds]
+            for line in lines:
+                panel.plot(labels, line, color=color, alpha=0.35, linewidth=1)
+            panel.plot(labels, [sum(column) / len(column) for column in zip(*lines, strict=True)], color=color, linewidth=2.5,
+                       marker="o", label=what.replace("_", " "))
+        panel.set(title=title, ylim=(0, 1))
+        panel.grid(alpha=0.3)
+        panel.legend(loc="center right")
+    figure.suptitle(f"Test prompts, temperature 1, {len(seeds)} seeds (thin) and their mean", fontsize=10)
+    figure.savefig(RESULTS / "seeds.png", dpi=110)
+
+
 def main() -> None:
     # 1. the chain, seed by seed
     s = parse_settings(Settings, __doc__)
@@ -64,6 +91,7 @@ def main() -> None:
 
     # 3. means over seeds
     result = json.loads(file.read_text())
+    draw(result, s.seeds)
     for name in result[str(s.seeds[0])]["versions"]:
         found = [result[str(seed)]["versions"][name] for seed in s.seeds]
         print(f"{name}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
