@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from data import InputError, Tokenizer, read_prompts, toy, write_jsonl
 from model import Transformer
-from runtime import choose_device, is_finished, load_model, parse_settings, run, sample_answers, set_threads
+from runtime import check_positive, choose_device, is_finished, load_model, parse_settings, run, sample_answers, set_threads
 
 # 97.5 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -177,6 +177,9 @@ class Settings:
 def main(argv: list[str] | None = None) -> None:
     # 1. prompts and models
     s = parse_settings(Settings, __doc__, argv=argv)
+    check_positive(s, "samples")
+    if s.temperature < 0:
+        raise InputError(f"--temperature {s.temperature}: must be 0 or more")
     set_threads(s.threads)
     device = choose_device(s.device)
     prompts = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl")

@@ -512,8 +512,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", default="auto", help="of the weights: bfloat16, float32; auto: bfloat16 on a GPU")
     args = parser.parse_args(argv)
-    if args.temperature < 0 or not 0 <= args.top_p <= 1 or args.max_new_tokens < 1 or args.seed < 0:
-        raise InputError("needed: --temperature >= 0, --top-p from 0 to 1, --max-new-tokens >= 1, --seed >= 0")
+    sane = args.temperature == 0 or 0.01 <= args.temperature < 100
+    if not sane or not 0 <= args.top_p <= 1 or args.max_new_tokens < 1 or args.seed < 0:
+        raise InputError("needed: --temperature 0 or from 0.01, --top-p from 0 to 1, --max-new-tokens >= 1, --seed >= 0")
     device = torch.device(choose_device(args.device))
     model, tokenizer = load_model(args.folder, device=device, dtype=choose_dtype(args.dtype, device))
 
@@ -544,7 +545,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 text = stream_answer(model, tokenizer, encode_prompt(tokenizer, asked), (args.seed, turn), args)
             except InputError as mistake:  # a reserved tag, or the context is full: the dialog stays as it was
-                print(f"[{mistake}; /reset starts over]")
+                print(f"[{mistake}; /reset starts over, /system TEXT sets another system prompt]")
                 continue
             messages, turn = [*asked, {"role": "assistant", "content": text}], turn + 1
 

@@ -4,12 +4,14 @@ The paper: with the newest model, sample K answers to each prompt, keep the one 
 fine-tune on those as in SFT; new preferences are collected and the reward models refreshed before every round. V3 looked
 at the samples of the last iteration only and forgot (it rhymed worse); from then on top samples of all iterations count.
 Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest reward models, one kept per
-prompt. K, the prompts per round and the fine-tuning settings are not in the paper.
+prompt. The reward models learn a round's fresh pairs mixed with as many old ones. K, the prompts per round and the
+fine-tuning settings are not in the paper.
 
     python rejection_sampling.py                      rounds V1 to V4, from out/sft
     python rejection_sampling.py --rounds 1-3         so many of them; --rounds 5 --init out/rlhf-v4-ppo
 """
 
+import json
 import random
 import time
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from data import InputError, Tokenizer, encode_prompt, read_jsonl, read_prompts, read_sft, toy, write_jsonl
+from data.annotators import check_annotator
 from eval import Settings as EvalSettings
 from eval import evaluate, print_table, summary
 from model import Transformer
@@ -37,8 +40,10 @@ from reward import (
 )
 from runtime import (
     Metrics,
+    check_positive,
     choose_device,
     choose_dtype,
+    fingerprint,
     finish_stage,
     load_model,
     open_stage,
@@ -189,15 +194,23 @@ def run_round(version: int, s: Settings) -> None:
     for path, command in zip(before, commands, strict=True):
         require(path, command)
     newest = Path(s.init) if s.init else before[-1]
-    judges_before = {axis: before[-1] / f"reward-{axis}" if version > 1 else require(s.out / f"reward-{axis}", "python reward.py")
-                     for axis in AXES}
+    judges_before = {}  # the newest reward models: of the last round that refreshed them, or the first ones
+    for axis in AXES:
+        refreshed = [path / f"reward-{axis}" for path in before[1:] if (path / f"reward-{axis}").is_dir()]
+        judges_before[axis] = refreshed[-1] if refreshed else require(s.out / f"reward-{axis}", "python reward.py")
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
     settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix")}
     mix = read_sft(s.mix) if s.mix else []
+    for path in [path for path in before[1:] if s.pool == "all" and (path / "stage.json").exists()]:
+        record = json.loads((path / "stage.json").read_text())
+        if (record["inputs"]["prompts"], record["settings"]["max_prompts"]) != (fingerprint(train_file), s.max_prompts):
+            raise InputError(f"{path} was made from other prompts; the pool joins answers to the same ones: give the same "
+                             "--prompts and --max-prompts, or --pool last")
     if not open_stage(folder, settings, inputs, s.fresh):
         return
     all_prompts = read_prompts(train_file)
+    check_annotator(s.annotator, all_prompts)
     prompts = all_prompts[: s.max_prompts or None]
     dev = read_prompts(toy.FOLDER / "prompts-dev.jsonl") if s.prompts == "toy" else []
     model, tokenizer = load_model(newest, device)
@@ -207,7 +220,7 @@ def run_round(version: int, s: Settings) -> None:
     # 1. annotate: fresh preferences between the newest model and the one before it; refresh the reward models
     tables, current = {}, dict(judges_before)
     if s.annotator != "none":
-        older = load_model(before[-2], device)[0] if version > 1 else model
+        older = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0]
         for axis in AXES:
             picked = pick_prompts(all_prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + version)
             fresh = collect_preferences([model, older], tokenizer, picked, axis, annotator=s.annotator,
@@ -217,8 +230,8 @@ def run_round(version: int, s: Settings) -> None:
             reward_model, _ = load_reward_model(judges_before[axis], device)
             tables[axis] = report(reward_model, tokenizer, fresh, axis, "fresh (not yet learned)")
             if not (current[axis] / "reward_head.pth").exists():
-                earlier = [row for v in range(version) for _, row in read_jsonl(
-                    s.out / f"reward-{axis}" / "pairs.jsonl" if v == 0 else s.out / f"rlhf-v{v}" / f"pairs-{axis}.jsonl")]
+                files = [s.out / f"reward-{axis}" / "pairs.jsonl", *(path / f"pairs-{axis}.jsonl" for path in before[1:])]
+                earlier = [row for file in files if file.exists() for _, row in read_jsonl(file)]
                 replay = random.Random(f"{s.seed} {version} {axis}").sample(earlier, min(len(earlier), len(fresh)))
                 train_reward_model(reward_model, tokenizer, fresh + replay, margin=s.margin,
                                    auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
@@ -239,7 +252,7 @@ def run_round(version: int, s: Settings) -> None:
     rows = sample_answers(model, tokenizer, prompts, key=(s.seed, name), samples=s.samples, temperature=temperature,
                           path=folder / "samples.jsonl")
     rewards = judges.rewards(prompts, rows)
-    write_jsonl(folder / "samples.jsonl", rows)
+    write_jsonl(folder / "samples.jsonl", [row | {"version": name, "tokenizer": tokenizer.fingerprint} for row in rows])
 
     # 4. keep the best of all rounds
     pool = SamplePool(prompts)
@@ -251,6 +264,9 @@ def run_round(version: int, s: Settings) -> None:
         raise InputError(f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones")
     write_jsonl(folder / "best.jsonl", best)
     sources = {v: sum(row["version"] == v for row in best) for v in sorted({row["version"] for row in best})}
+    harmless = [row for row in rows if not prompts[row["index"]]["is_safety"]]  # the gate should leave these alone
+    gated = sum(row["reward"] == row["safety"] for row in harmless) / max(1, len(harmless))
+    print(f"the safety gate takes over {gated:.1%} of the answers to untagged prompts")
     print(f"reward of all answers {rewards.mean():.3f}, of the best {sum(row['reward'] for row in best) / len(best):.3f}; "
           f"best from {sources}; left out {pool.left_out}")
 
@@ -265,7 +281,7 @@ def run_round(version: int, s: Settings) -> None:
     show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")
 
     # 6. measure
-    results = {"temperature": temperature, "sources": sources, "left_out": pool.left_out, "reward_models": tables,
+    results = {"temperature": temperature, "sources": sources, "left_out": pool.left_out, "gated": gated, "reward_models": tables,
                "seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu}
     if s.prompts == "toy":
         found = summary(dev, evaluate(model, tokenizer, dev, seed=EvalSettings.seed))
@@ -277,6 +293,8 @@ def run_round(version: int, s: Settings) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
+    check_positive(s, "samples", "epochs", "batch_tokens", "micro_tokens", "learning_rate", "temperatures",
+                   "pair_temperatures", "helpfulness_pairs", "safety_pairs")
     set_threads(s.threads)
     set_seed(s.seed)
     try:

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import InputError, Tokenizer, encode_prompt, pad, plan_steps, read_preferences, read_prompts, toy, write_jsonl
-from data.annotators import ANNOTATORS
+from data.annotators import ANNOTATORS, check_annotator
 from data.jsonl import RATINGS
 from model import Transformer
 from runtime import (
+    check_positive,
     choose_device,
     choose_dtype,
     finish_stage,
@@ -87,7 +88,8 @@ PRESETS = {
 class RewardModel(nn.Module):
     """A transformer whose next-token head gives way to a scalar one, read at the answer's last token (§3.2.2).
 
-    `shift` is subtracted from the helpfulness score, whose zero ranking leaves free: the mean score of SFT answers.
+    `shift` is subtracted from the helpfulness score, whose zero ranking leaves free: the mean score of the answers in the
+    first 500 training pairs.
     """
 
     def __init__(self, body: Transformer):
@@ -96,7 +98,8 @@ class RewardModel(nn.Module):
         self.head = nn.Linear(body.args.dim, 1, bias=False)
         nn.init.normal_(self.head.weight, std=(body.args.dim + 1) ** -0.5)  # scores start near 0 ± 1
         self.register_buffer("shift", torch.zeros(()))
-        body.output.requires_grad_(False)  # not used
+        if not body.args.tie_word_embeddings:
+            body.output.requires_grad_(False)  # not used
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (batch, seq) padded on the right, lengths (batch) -> scores (batch), float32: a logit, any real number."""
@@ -203,6 +206,7 @@ def collect_preferences(policies: list[Transformer], tokenizer: Tokenizer, promp
         row = {name: value for name, value in comparison.items() if name != "answers"}
         row |= {"chosen": chosen["answer"], "rejected": rejected["answer"], "rating": found["rating"],
                 "chosen_ids": chosen["answer_ids"], "rejected_ids": rejected["answer_ids"],
+                "temperatures": [temperatures[found["chosen"]], temperatures[1 - found["chosen"]]], "version": str(key[-1]),
                 "tokenizer": tokenizer.fingerprint, "axis": axis}
         if found["safe"] is not None:
             row |= {"chosen_is_safe": found["safe"][found["chosen"]], "rejected_is_safe": found["safe"][1 - found["chosen"]]}
@@ -258,7 +262,7 @@ def train_reward_model(model: RewardModel, tokenizer: Tokenizer, rows: list[dict
              warmup_fraction=0.03, warmup_steps=5, dtype=dtype)
 
 
-def accuracy_by_rating(chosen: Tensor, rejected: Tensor, ratings: list[str]) -> dict[str, float]:
+def accuracy_by_rating(chosen: Tensor, rejected: Tensor, ratings: list[str | None]) -> dict[str, float]:
     """Share of pairs whose chosen answer has the higher score (ties half), per rating and on average (Table 8).
 
     >>> accuracy_by_rating(torch.tensor([1., 0.]), torch.tensor([0., 1.]), ["better", "better"])
@@ -295,8 +299,8 @@ def load_reward_model(folder: Path, device: str | torch.device = "cpu") -> tuple
 
 
 def pick_prompts(prompts: list[dict], axis: str, count: int, seed: int) -> list[dict]:
-    """Prompts for a collection: safety takes three in four that are unsafe or borderline (adversarial, §3.2.1),
-    helpfulness one in ten that is unsafe."""
+    """Prompts for a collection, our choice of shares: safety takes three in four that are unsafe or borderline (the paper's
+    are adversarial, §3.2.1), helpfulness one in ten that is unsafe."""
     rng, share = random.Random(f"{seed} {axis}"), {"safety": 0.75, "helpfulness": 0.1}[axis]
     risky = [p for p in prompts if p["is_safety"] or (axis == "safety" and p.get("kind") == "borderline")]
     others = [p for p in prompts if not p["is_safety"] and not (axis == "safety" and p.get("kind") == "borderline")]
@@ -308,11 +312,11 @@ def pick_prompts(prompts: list[dict], axis: str, count: int, seed: int) -> list[
 
 def report(model: RewardModel, tokenizer: Tokenizer, rows: list[dict], axis: str, which: str = "held-out") -> dict:
     """Accuracy by rating on pairs that training did not see, beside the annotator's own without its noise."""
-    table = {"reward model": accuracy_by_rating(*score_pairs(model, tokenizer, rows), [row["rating"] for row in rows])}
-    if all("family" in row for row in rows):
+    table = {"reward model": accuracy_by_rating(*score_pairs(model, tokenizer, rows), [row.get("rating") for row in rows])}
+    if all(row.get("family") in toy.FAMILIES for row in rows):
         rule = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis]
         own = (torch.tensor([rule(row, row[side]) for row in rows]) for side in ("chosen", "rejected"))
-        table["annotator"] = accuracy_by_rating(*own, [row["rating"] for row in rows])
+        table["annotator"] = accuracy_by_rating(*own, [row.get("rating") for row in rows])
     print(f"\n{axis}: accuracy on {len(rows)} {which} pairs")
     print(" " * 16 + "".join(f"{rating.replace('_better', ''):>15}" for rating in (*RATINGS, "average")))
     for name, found in table.items():
@@ -323,6 +327,10 @@ def report(model: RewardModel, tokenizer: Tokenizer, rows: list[dict], axis: str
 def main(argv: list[str] | None = None) -> None:
     # 1. settings, the model to start from, prompts
     s = parse_settings(Settings, __doc__, PRESETS, argv)
+    check_positive(s, "helpfulness_pairs", "safety_pairs", "temperatures", "epochs", "batch_tokens", "micro_tokens",
+                   "learning_rate")
+    if len(s.temperatures) != 2:
+        raise InputError(f"--temperatures {s.temperatures}: two are wanted, one for each answer of a pair")
     set_threads(s.threads)
     set_seed(s.seed)
     device = choose_device(s.device)
@@ -344,9 +352,12 @@ def main(argv: list[str] | None = None) -> None:
         if s.data:
             rows = read_preferences(s.data)
             held_out, rows = rows[: len(rows) // 10], rows[len(rows) // 10:]
+            write_jsonl(folder / "pairs.jsonl", ({k: v for k, v in row.items() if k != "where"} for row in rows))
         else:
             options = dict(annotator=s.annotator, temperatures=s.temperatures, folder=folder)
-            prompts = pick_prompts(read_prompts(train_file), axis, getattr(s, f"{axis}_pairs"), s.seed)
+            all_prompts = read_prompts(train_file)
+            check_annotator(s.annotator, all_prompts)
+            prompts = pick_prompts(all_prompts, axis, getattr(s, f"{axis}_pairs"), s.seed)
             rows = collect_preferences([policy], tokenizer, prompts, axis, key=(s.seed, "sft"), **options)
             write_jsonl(folder / "pairs.jsonl", rows)
             held_out = []
@@ -354,13 +365,15 @@ def main(argv: list[str] | None = None) -> None:
                 dev = pick_prompts(read_prompts(dev_file), axis, 10**6, s.seed)
                 held_out = collect_preferences([policy], tokenizer, dev, axis, key=(s.seed, "dev"), **options)
 
+        if not rows:
+            raise InputError(f"{folder}: no pair of different answers to learn from; more pairs, or other --temperatures")
+
         # 3. train: the policy's body, a new head
         set_seed(s.seed)
         model = RewardModel(policy).to(device)
         train_reward_model(model, tokenizer, rows, margin=s.margin, auxiliary_weight=s.auxiliary_weight * (axis == "safety"),
                            epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-                           learning_rate=s.learning_rate, weight_decay=s.weight_decay,
-                           folder=folder, phase=axis,
+                           learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder, phase=axis,
                            seed=s.seed, dtype=dtype)
 
         # 4. fix the zero of helpfulness: the mean score of answers to training prompts

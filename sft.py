@@ -23,6 +23,7 @@ from data import Tokenizer, batches_by_length, encode_dialog, encode_prompt, pad
 from data.chat import Dialog
 from data.errors import InputError
 from runtime import (
+    check_positive,
     choose_device,
     choose_dtype,
     finish_stage,
@@ -158,6 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     # 1. settings, data, model
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     folder = s.out / "sft"
+    check_positive(s, "epochs", "batch_tokens", "micro_tokens", "learning_rate")
+    if not 0 <= s.safety_share <= 1 or s.max_rows < 0:
+        raise InputError(f"wanted: --safety-share from 0 to 1 (is {s.safety_share}), --max-rows 0 or more (is {s.max_rows})")
     set_threads(s.threads)
     set_seed(s.seed)
     device = choose_device(s.device)

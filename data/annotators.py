@@ -14,10 +14,9 @@ from data.jsonl import RATINGS
 
 def annotate_toy(comparisons: list[dict], axis: str, seed: int) -> list[dict]:
     """The toy world's annotator: `python -m data.toy --rules`. Deterministic in (seed, axis, position)."""
+    check_annotator("toy", comparisons)
     rule, found = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis], []
     for i, comparison in enumerate(comparisons):
-        if comparison.get("family") not in toy.FAMILIES:
-            raise InputError("the toy annotator knows the toy world's prompts only; use --annotator human")
         a, b = (rule(comparison, answer) for answer in comparison["answers"])
         first, rating = toy.compare(random.Random(f"{seed} {axis} {i}"), a, b)
         found.append({"chosen": 0 if first else 1, "rating": rating,
@@ -48,6 +47,12 @@ def choice(question: str, letters: str) -> str:
     while (reply := input(f"  {question}? ").strip().lower()) not in tuple(letters):
         print(f"  one of {', '.join(letters)}, please")
     return reply
+
+
+def check_annotator(name: str, prompts: list[dict]) -> None:
+    """InputError, before anything is sampled, if the toy annotator is asked about prompts that are not of its world."""
+    if name == "toy" and any(prompt.get("family") not in toy.FAMILIES for prompt in prompts):
+        raise InputError("the toy annotator knows the toy world's prompts only; use --annotator human")
 
 
 ANNOTATORS = {"toy": annotate_toy, "human": annotate_human}

@@ -44,7 +44,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Write one JSON object a line, atomically: the file is either whole or as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -89,7 +89,7 @@ def main() -> None:
 
         # 3. SFT trained on by the first reward models' favourite demonstrations
         folder = root / "sft-favourites"
-        if not (folder / "params.json").exists():
+        if not (folder / "consolidated.00.pth").exists():
             model, _ = load_model(root / "sft")
             rows = favourite_demonstrations(judges, 4 * rounds.max_prompts)
             finetune(model, encode_rows(tokenizer, rows, model.args.max_seq_len), epochs=rounds.epochs,

@@ -78,23 +78,25 @@ def main() -> None:
     # 1. the chain, seed by seed
     s = parse_settings(Settings, __doc__)
     set_threads(1)
+    toy.ensure()
     stages = ("sft.py", "reward.py", "rejection_sampling.py")
     side_by_side({f"seed-{seed}": [[stage, "--seed", str(seed), "--out", str(s.out / str(seed)), "--preset", s.preset,
                                     "--threads", "1"] for stage in stages] for seed in s.seeds}, s.out, s.at_once)
 
     # 2. measure each on the test prompts
-    file = RESULTS / "seeds.json"
+    name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
+    file = RESULTS / f"{name}.json"
     result = json.loads(file.read_text()) if file.exists() else {}
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), s.samples, seed)
-        save_result("seeds", result)
+        save_result(name, result)
 
     # 3. means over seeds
     result = json.loads(file.read_text())
     draw(result, s.seeds)
-    for name in result[str(s.seeds[0])]["versions"]:
-        found = [result[str(seed)]["versions"][name] for seed in s.seeds]
-        print(f"{name}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
+    for version in result[str(s.seeds[0])]["versions"]:
+        found = [result[str(seed)]["versions"][version] for seed in s.seeds]
+        print(f"{version}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
                                     for key in found[0]["summary"]))
         for axis in found[0]["wins"]:
             rates = [row["wins"][axis][0] for row in found]

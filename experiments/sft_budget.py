@@ -37,6 +37,7 @@ def main() -> None:
         "half the batch": ["--batch-tokens", str(base.batch_tokens // 2)],
         "twice the batch": ["--batch-tokens", str(base.batch_tokens * 2)],
     }
+    toy.ensure()
     roots = {name: s.out / name.replace(" ", "-") for name in variants}
     side_by_side({root.name: [["sft.py", "--seed", str(s.seed), "--out", str(root), "--threads", "1", *variants[name]]]
                   for name, root in roots.items()}, s.out, s.at_once)

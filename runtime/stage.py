@@ -69,6 +69,15 @@ def parse_settings(Settings, description, presets=None, argv=None):
     return Settings(**{**(presets or {}).get(chosen, {}), **given})
 
 
+def check_positive(settings, *names):
+    """InputError naming the first of these settings that is not more than 0 (a tuple: empty, or one of its numbers)."""
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or min(numbers) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {_as_typed(value) or 'is empty'}: must be more than 0")
+
+
 def field_comments(Settings):
     """{field: its comment} of a dataclass, read from the source ({} where there is no source to read).
 

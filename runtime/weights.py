@@ -10,7 +10,7 @@ checkpoint is ever run (`weights_only`).
 
 A folder of ours, or Meta's, becomes one for vLLM, llama.cpp, TRL or anything else that reads Hugging Face's layout by
 
-    python -m runtime.weights out/rlhf-v4 exported
+    python -m runtime out/rlhf-v4 exported
 """
 
 import argparse
@@ -422,7 +422,7 @@ def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> 
 def main(argv: list[str] | None = None) -> None:
     """The export command."""
     parser = argparse.ArgumentParser(
-        prog="python -m runtime.weights",
+        prog="python -m runtime",
         description="Exports a model to Hugging Face's layout, for transformers, vLLM, llama.cpp, TRL, …",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="the model: our, Meta's or Hugging Face's layout")
@@ -433,9 +433,3 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(arguments.folder, dtype=dtypes.get(arguments.dtype))
     export_hf(arguments.out, model, tokenizer)
     print(f"{arguments.out}: written; AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) loads it")
-
-
-if __name__ == "__main__":
-    from runtime.stage import run
-
-    run(main)

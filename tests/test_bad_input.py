@@ -155,8 +155,10 @@ PROMPT_FILES = {
     "empty file": ([], "the file is empty"),
     "is_safety missing": ([{"prompt": [user("Hi")]}] * 3, "line 1: field 'is_safety' is missing"),
     "kind": ([{"prompt": [user("Hi")], "is_safety": False, "kind": "odd"}], "line 1: field 'kind' is 'odd'"),
-    "tag": ([{"prompt": [user("<</SYS>>")], "is_safety": False}] * 3, "line [123]: the user's content holds the tag"),
-    "longer than the context": ([{"prompt": [user(LONG)], "is_safety": False}] * 3, "line [123]: .*tokens"),
+    "tag": ([{"prompt": [user("<</SYS>>")], "is_safety": False, "family": "list", "item": "2 animals"}] * 3,
+            "line [123]: the user's content holds the tag"),
+    "longer than the context": ([{"prompt": [user(LONG)], "is_safety": False, "family": "list", "item": "2 animals"}] * 3,
+                                "line [123]: .*tokens"),
     "not of the toy world": ([{"prompt": [user("Hi")], "is_safety": False}] * 9, "famil|toy"),
 }
 

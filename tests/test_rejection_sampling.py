@@ -9,7 +9,7 @@ import torch
 
 import rejection_sampling
 import runtime
-from data import InputError, encode_prompt, read_prompts, read_sft, toy
+from data import InputError, encode_prompt, read_jsonl, read_prompts, read_sft, toy
 from rejection_sampling import Judges, SamplePool, best_of, run_round, search_temperature
 from reward import AXES, RewardModel, combine_rewards, save_reward_model, score
 from sft import encode_rows, held_out_loss
@@ -319,3 +319,22 @@ def test_each_command_names_what_is_missing(tmp_path):
         with pytest.raises(InputError, match=told):
             run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", 1 if "rlhf" not in told else 2)
     assert run_round.__module__ == "rejection_sampling"
+
+
+def test_rounds_without_an_annotator(tmp_path):
+    """--annotator none: every round scores with the first reward models, which stay as they are."""
+    for name in ("sft", "reward-helpfulness", "reward-safety"):
+        (tmp_path / name).symlink_to(chain()[0] / name)
+    run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", "1-2", "--annotator", "none")
+    for version in ("rlhf-v1", "rlhf-v2"):
+        assert runtime.is_finished(tmp_path / version) and not list((tmp_path / version).glob("reward-*"))
+    rows = list(read_jsonl(tmp_path / "rlhf-v2" / "samples.jsonl"))
+    assert rows and all(row["version"] == "rlhf-v2" for _, row in rows)
+
+
+def test_a_pool_of_other_prompts_is_refused(tmp_path):
+    """Answers are joined by the number of their prompt, so another list of prompts would glue them to strangers."""
+    for name in ("sft", "reward-helpfulness", "reward-safety", "rlhf-v1"):
+        (tmp_path / name).symlink_to(chain()[0] / name)
+    with pytest.raises(InputError, match="was made from other prompts"):
+        run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", "2", "--max-prompts", "3")

@@ -447,3 +447,13 @@ def test_optimise(tmp_path):
     data[3] = math.inf
     with pytest.raises(InputError, match="loss of step 0 of fit is (inf|nan)"):
         train(tmp_path / "inf")
+
+
+def test_check_positive():
+    settings = Settings(learning_rate=0.1, max_steps=0, temperatures=(0.5, 0.0))
+    runtime.check_positive(settings, "learning_rate")
+    for name, told in (("max_steps", "--max-steps 0: must be more than 0"), ("temperatures", "--temperatures 0.5,0.0: must")):
+        with pytest.raises(InputError, match=told):
+            runtime.check_positive(settings, name)
+    with pytest.raises(InputError, match="--temperatures is empty"):
+        runtime.check_positive(Settings(temperatures=()), "temperatures")

@@ -431,9 +431,10 @@ def test_config_defaults_are_those_of_transformers(tmp_path):
 def test_no_model_there(tmp_path):
     fails_with_one_line(tmp_path / "nowhere", "nowhere: no model there")
     fails_with_one_line(tmp_path, "no model there")
-    save_model(tmp_path, random_model(), TOY)
-    (tmp_path / "tokenizer.model").unlink()
-    fails_with_one_line(tmp_path, "no tokenizer there")
+    folder = tmp_path / "parent" / "model"  # the parent, where Meta's download has the tokenizer, holds none either
+    save_model(folder, random_model(), TOY)
+    (folder / "tokenizer.model").unlink()
+    fails_with_one_line(folder, "no tokenizer there")
 
 
 @pytest.fixture
