@@ -49,7 +49,7 @@ class Settings:
     epochs: int = 1  # paper: 2; the toy world has fresh rows instead
     batch_tokens: int = 350  # tokens a step (paper: 64 x 4096); our choice: at equal tokens small batches learn most
     micro_tokens: int = 16384  # tokens a forward pass; a larger step is accumulated
-    learning_rate: float = 2.5e-3  # paper: 2e-5, from a pre-trained base; ours starts from nothing
+    learning_rate: float = 1.25e-3  # paper: 2e-5, from a pre-trained base; ours starts from nothing
     weight_decay: float = 0.1  # paper
     warmup_fraction: float = 0.03  # our choice; the paper does not say
     max_rows: int = 0  # use only so many rows; 0: all

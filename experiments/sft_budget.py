@@ -30,15 +30,14 @@ class Settings:
 def main() -> None:
     s, base = parse_settings(Settings, __doc__), SFTSettings()
     set_threads(1)
-    variants = {
-        "default": [], "twice the budget": ["--epochs", "2"],
-        "half the learning rate": ["--learning-rate", str(base.learning_rate / 2)],
-        "twice the learning rate": ["--learning-rate", str(base.learning_rate * 2)],
-        "half the batch": ["--batch-tokens", str(base.batch_tokens // 2)],
-        "twice the batch": ["--batch-tokens", str(base.batch_tokens * 2)],
-    }
+    lr, tokens = base.learning_rate, base.batch_tokens
+    wanted = [(lr, tokens, 1), (lr, tokens, 2), (lr / 2, tokens, 1), (lr * 2, tokens, 1), (lr, tokens // 2, 1),
+              (lr, tokens * 2, 1)]
+    variants = {f"learning rate {rate:g}, {batch} tokens a step, {epochs} pass(es)":
+                ["--learning-rate", str(rate), "--batch-tokens", str(batch), "--epochs", str(epochs)]
+                for rate, batch, epochs in wanted}
     toy.ensure()
-    roots = {name: s.out / name.replace(" ", "-") for name in variants}
+    roots = {name: s.out / name.replace(" ", "-").replace(",", "") for name in variants}
     side_by_side({root.name: [["sft.py", "--seed", str(s.seed), "--out", str(root), "--threads", "1", *variants[name]]]
                   for name, root in roots.items()}, s.out, s.at_once)
     prompts, result = read_prompts(toy.ensure() / "prompts-dev.jsonl"), {}
@@ -46,7 +45,7 @@ def main() -> None:
         rows = measures.evaluate(*load_model(root / "sft"), prompts, samples=s.samples)
         record = json.loads((root / "sft" / "stage.json").read_text())["results"]
         result[name] = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"], **measures.summary(prompts, rows)}
-        print(f"{name:<24} held-out loss {record['dev_loss']:.3f}, helpfulness {result[name]['helpfulness']}, "
+        print(f"{name:<60} held-out loss {record['dev_loss']:.3f}, helpfulness {result[name]['helpfulness']}, "
               f"safety {result[name]['safety']}, {record['cpu_seconds']:.0f} CPU s")
     save_result("sft_budget", result)
 
