@@ -9,10 +9,14 @@ fine-tuning settings are not in the paper.
 
     python rejection_sampling.py                      rounds V1 to V4, from out/sft
     python rejection_sampling.py --rounds 1-3         so many of them; --rounds 5 --init out/rlhf-v4-ppo
+    python rejection_sampling.py --rounds 5 --name rlhf-v5-no-ppo          a control beside V5, in a folder of its own
+    python rejection_sampling.py --answer "Name three animals." --n 16     one answer by best of N, and its rivals
 """
 
 import json
 import random
+import re
+import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,39 +25,55 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data import InputError, Tokenizer, encode_prompt, read_jsonl, read_prompts, read_sft, toy, write_jsonl
-from data.annotators import check_annotator
+from data import (
+    InputError,
+    Tokenizer,
+    encode_prompt,
+    read_jsonl,
+    read_preferences,
+    read_prompts,
+    read_sft,
+    toy,
+    write_jsonl,
+)
+from data.annotators import NotAnnotated, check_annotator
+from eval import VERSIONS, evaluate, print_table, summary
 from eval import Settings as EvalSettings
-from eval import evaluate, print_table, summary
 from model import Transformer
 from reward import (
     AXES,
     RewardModel,
     collect_preferences,
     combine_rewards,
+    encode_answer,
     load_reward_model,
     pick_prompts,
     report,
     save_reward_model,
     score,
+    set_shift,
     train_reward_model,
 )
 from runtime import (
     Metrics,
+    append_rows,
     check_positive,
     choose_device,
     choose_dtype,
     fingerprint,
     finish_stage,
+    is_finished,
     load_model,
     open_stage,
     parse_settings,
     require,
+    resume_rows,
     run,
     sample_answers,
     save_model,
     set_seed,
     set_threads,
+    unusable,
 )
 from sft import encode_rows, finetune, show_answers
 
@@ -64,14 +84,17 @@ class Settings:
     out: Path = Path("out")  # reads OUT/sft and OUT/reward-*, writes OUT/rlhf-v1 ...
     rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5
     init: str = ""  # the model that the first of these rounds samples from; empty: the version before it
+    name: str = ""  # folder of a single round; empty: rlhf-vN. Others begin with it: rlhf-v5-no-ppo
     start: Literal["last", "sft"] = "last"  # fine-tune from the last version or from sft, each round (the paper is ambiguous)
     pool: Literal["all", "last"] = "all"  # best of the answers of all rounds, or of the last round only (the paper's V3)
     prompts: str = "toy"  # JSONL of prompts, the same for every round
     max_prompts: int = 700  # use the first so many
     mix: str = ""  # JSONL of dialogs added to the fine-tuning set (Ghost Attention's come in here)
     samples: int = 8  # K, answers to each prompt; the paper does not say
+    max_new_tokens: int = 96  # longest answer; one that gets there has no end to learn from and is left out
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)  # tried on dev prompts; the paper finds the best one moves
-    annotator: Literal["toy", "human", "none"] = "toy"  # toy, human, or none: the reward models stay as they are
+    annotator: Literal["toy", "human", "file", "none"] = "toy"  # toy; human: asks you; file: writes the pairs out, stops,
+    # and goes on when run again with them labelled; none: the reward models stay as they are
     helpfulness_pairs: int = 600  # fresh preferences a round; our choice
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
@@ -83,6 +106,9 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 5e-4  # our choice; the paper says "similar to SFT"
     weight_decay: float = 0.1  # paper, of SFT
+    answer: str = ""  # no round: answer this prompt by best of N with the newest model, show all candidates
+    n: int = 16  # N of --answer
+    temperature: float = 1.0  # of --answer
     seed: int = 0  # of sampling, order and the annotator's noise
     device: str = "auto"  # auto, cpu, cuda, mps
     dtype: str = "auto"  # float32 or bfloat16 for the products
@@ -90,7 +116,7 @@ class Settings:
     fresh: bool = False  # start over: delete these rounds' folders
 
 
-PAPER = dict(samples=20, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5,
+PAPER = dict(samples=20, max_new_tokens=1024, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5,
              reward_learning_rate=1e-5, reward_batch_tokens=1024 * 1024, max_prompts=0, temperatures=(0.8, 1.0, 1.2),
              annotator="none")
 PRESETS = {
@@ -117,19 +143,38 @@ def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
 
 
 class Judges:
-    """The two reward models, and what they give to sampled answers."""
+    """The two reward models, and what they give to sampled answers. They share a tokenizer, not always the policy's."""
 
     def __init__(self, folders: dict[str, Path], device: torch.device):
         self.models: dict[str, RewardModel] = {}
+        tokenizers = []
         for axis, folder in folders.items():
-            self.models[axis], self.tokenizer = load_reward_model(folder, device)
+            self.models[axis], tokenizer = load_reward_model(folder, device)
+            tokenizers.append(tokenizer)
+        self.tokenizer = tokenizers[0]
+        if any(other.fingerprint != self.tokenizer.fingerprint for other in tokenizers):
+            raise InputError(f"the reward models {' and '.join(map(str, folders.values()))} have different tokenizers")
+
+    def sequences(self, prompts: list[dict], rows: list[dict]) -> list[list[int]]:
+        """Prompt and answer as ids: those that were sampled, where the row's tokenizer is the judges', else the text's."""
+        encoded = {i: encode_prompt(self.tokenizer, prompts[i]["prompt"]) for i in {row["index"] for row in rows}}
+        context, found = min(model.body.args.max_seq_len for model in self.models.values()), []
+        for row in rows:
+            if row.get("tokenizer", self.tokenizer.fingerprint) == self.tokenizer.fingerprint:
+                found.append(encoded[row["index"]] + list(row["answer_ids"]))
+            else:
+                text = "" if row["has_tag"] else row["answer"]  # one that holds a tag is never kept, whatever it scores
+                found.append(encode_answer(self.tokenizer, prompts[row["index"]]["prompt"], text))
+            if len(found[-1]) > context:
+                raise InputError(f"an answer to prompt {row['index']} has, with its prompt, {len(found[-1])} tokens, the reward "
+                                 f"model's context only {context}; lower --max-new-tokens")
+        return found
 
     def rewards(self, prompts: list[dict], rows: list[dict]) -> Tensor:
         """Both scores are written into the rows; returns the combined reward (answers,), a logit."""
         if not rows:
             return torch.zeros(0)
-        encoded = {i: encode_prompt(self.tokenizer, prompts[i]["prompt"]) for i in {row["index"] for row in rows}}
-        sequences = [encoded[row["index"]] + row["answer_ids"] for row in rows]
+        sequences = self.sequences(prompts, rows)
         scores = {axis: score(model, sequences) for axis, model in self.models.items()}  # (answers) each
         is_safety = torch.tensor([prompts[row["index"]]["is_safety"] for row in rows])  # (answers)
         rewards = combine_rewards(scores["safety"], scores["helpfulness"], is_safety)  # (answers)
@@ -138,55 +183,100 @@ class Judges:
         return rewards
 
 
+def sample_and_score(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, version: str,
+                     **options) -> list[dict]:
+    """`sample_answers`, each row with both scores and the reward; with `path` they are written batch by batch together."""
+    def finish(rows: list[dict]) -> None:
+        for row in rows:
+            row |= {"version": version, "tokenizer": tokenizer.fingerprint}
+        judges.rewards(prompts, rows)
+
+    return sample_answers(model, tokenizer, prompts, finish=finish, **options)
+
+
 class SamplePool:
     """The answers of all rounds to one list of prompts; each round the newest reward models score them all again."""
 
     def __init__(self, prompts: list[dict]):
-        self.prompts, self.rows, self.left_out = prompts, [], {"cut at the length limit": 0, "holds a tag or nothing": 0}
+        self.prompts, self.rows, self.left_out = prompts, [], {}
 
     def add(self, version: str, rows: list[dict]) -> None:
-        """Add a round's answers. Those that ran into the length limit have no EOS to learn from: left out and counted."""
+        """Add a round's answers, such as have something to learn from; the others are counted by their reason."""
         for row in rows:
-            if row["finish_reason"] != "eos":
-                self.left_out["cut at the length limit"] += 1
-            elif row["has_tag"] or not row["answer"]:
-                self.left_out["holds a tag or nothing"] += 1
+            if reason := unusable(row):
+                self.left_out[reason] = self.left_out.get(reason, 0) + 1
             else:
                 self.rows.append(row | {"version": version})
 
-    def best(self, judges: Judges) -> list[dict]:
-        """The best answer to each prompt as SFT rows; reward and version beside them."""
-        picked = best_of(judges.rewards(self.prompts, self.rows), [row["index"] for row in self.rows])
+    def rescore(self, judges: Judges, path: Path | None = None, *, batch_rows: int = 2000) -> None:
+        """Score all answers in the pool again. `path`: JSONL to which the scores are written batch by batch; what is there
+        already is not scored again."""
+        batches = [self.rows[start: start + batch_rows] for start in range(0, len(self.rows), batch_rows)]
+        done = resume_rows(path, [len(batch) for batch in batches]) if path else []
+        for row, scores in zip(self.rows, done, strict=False):
+            row |= scores
+        seen, kept = 0, ("version", "index", "sample", *AXES, "reward")
+        for batch in batches:
+            seen += len(batch)
+            if seen > len(done):
+                judges.rewards(self.prompts, batch)
+                if path:
+                    append_rows(path, [{key: row[key] for key in kept} for row in batch])
+
+    def best(self) -> list[dict]:
+        """The answer with the highest reward to each prompt, as SFT rows; reward and version beside them."""
+        picked = best_of(torch.tensor([row["reward"] for row in self.rows]), [row["index"] for row in self.rows])
         result = []
         for index in sorted(picked):
             row, prompt = self.rows[picked[index]], self.prompts[index]
             result.append({"messages": [*prompt["prompt"], {"role": "assistant", "content": row["answer"]}],
-                           "train_on": "last", "is_safety": prompt["is_safety"], "answer_ids": row["answer_ids"],
-                           "tokenizer": judges.tokenizer.fingerprint,
-                           **{key: row[key] for key in ("version", "reward", "helpfulness", "safety", "temperature")}})
+                           "train_on": "last", "is_safety": prompt["is_safety"],
+                           **{key: row[key] for key in ("answer_ids", "tokenizer", "version", "reward", *AXES, "temperature")}})
         return result
 
 
-def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, *,
-                       temperatures: tuple[float, ...], samples: int, key: tuple) -> tuple[float, dict[float, float]]:
+def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, version: str, *,
+                       temperatures: tuple[float, ...], folder: Path, **options) -> tuple[float, dict[float, float]]:
     """The temperature whose best of K answers has the highest mean reward on dev prompts (§3.2.3, Fig. 8).
+
+    Only answers that the pool would take count; a prompt without one at some temperature counts there as the worst prompt
+    of the whole probe (our choice). `options` go to `sample_answers`; answers and scores to `folder/probe-T.jsonl`.
 
     Returns:
         (the best temperature, {temperature: mean over prompts of the maximal reward, a logit}).
+
+    Raises:
+        InputError: no answer at any temperature can be used.
     """
-    table = {}
+    maxima: dict[float, dict[int, float]] = {}  # temperature -> prompt -> the reward of its best answer
     for temperature in temperatures:
-        rows = sample_answers(model, tokenizer, prompts, key=key, samples=samples, temperature=temperature,
-                              desc=f"temperature {temperature}")
-        rewards = judges.rewards(prompts, rows)  # (answers)
-        picked = best_of(rewards, [row["index"] for row in rows])
-        table[temperature] = rewards[list(picked.values())].mean().item()
+        rows = sample_and_score(model, tokenizer, prompts, judges, version, temperature=temperature,
+                                path=folder / f"probe-{temperature}.jsonl", desc=f"temperature {temperature}", **options)
+        rows = [row for row in rows if not unusable(row)]
+        picked = best_of(torch.tensor([row["reward"] for row in rows]), [row["index"] for row in rows])
+        maxima[temperature] = {index: rows[i]["reward"] for index, i in picked.items()}
+    everything = [reward for found in maxima.values() for reward in found.values()]
+    if not everything:
+        raise InputError(f"no answer to the {len(prompts)} prompts of the temperature search can be used: all are empty, hold "
+                         "a tag, or are cut at --max-new-tokens; raise it, or fine-tune the model on answers that end")
+    table = {temperature: statistics.fmean(found.get(i, min(everything)) for i in range(len(prompts)))
+             for temperature, found in maxima.items()}
     return max(table, key=table.get), table
+
+
+def newest_reward_models(out: Path, rounds: list[Path]) -> dict[str, Path]:
+    """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first ones in OUT."""
+    found = {}
+    for axis in AXES:
+        refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}").is_dir()]
+        found[axis] = refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
+    return found
 
 
 def run_round(version: int, s: Settings) -> None:
     """One round: RLHF-V(n) from V(n-1). Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched."""
-    started, cpu, name = time.time(), time.process_time(), f"rlhf-v{version}"
+    started, cpu, label = time.time(), time.process_time(), f"rlhf-v{version}"
+    name = s.name or label  # a control draws the same random numbers as the version that it stands beside
     device, folder = choose_device(s.device), s.out / name
     dtype = choose_dtype(s.dtype, device)
     before = [s.out / ("sft" if v == 0 else f"rlhf-v{v}") for v in range(version)]
@@ -194,15 +284,15 @@ def run_round(version: int, s: Settings) -> None:
     for path, command in zip(before, commands, strict=True):
         require(path, command)
     newest = Path(s.init) if s.init else before[-1]
-    judges_before = {}  # the newest reward models: of the last round that refreshed them, or the first ones
-    for axis in AXES:
-        refreshed = [path / f"reward-{axis}" for path in before[1:] if (path / f"reward-{axis}").is_dir()]
-        judges_before[axis] = refreshed[-1] if refreshed else require(s.out / f"reward-{axis}", "python reward.py")
+    judges_before = newest_reward_models(s.out, before[1:])
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
-    settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix")}
+    settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix",
+                                                                "name", "answer", "n", "temperature")}
     mix = read_sft(s.mix) if s.mix else []
-    for path in [path for path in before[1:] if s.pool == "all" and (path / "stage.json").exists()]:
+    pooled = before[1:] if s.pool == "all" else []  # the earlier rounds whose answers count
+    inputs |= {f"samples of {path.name}": path / "samples.jsonl" for path in pooled}
+    for path in [path for path in pooled if (path / "stage.json").exists()]:
         record = json.loads((path / "stage.json").read_text())
         if (record["inputs"]["prompts"], record["settings"]["max_prompts"]) != (fingerprint(train_file), s.max_prompts):
             raise InputError(f"{path} was made from other prompts; the pool joins answers to the same ones: give the same "
@@ -214,52 +304,65 @@ def run_round(version: int, s: Settings) -> None:
     prompts = all_prompts[: s.max_prompts or None]
     dev = read_prompts(toy.FOLDER / "prompts-dev.jsonl") if s.prompts == "toy" else []
     model, tokenizer = load_model(newest, device)
+    mix = encode_rows(tokenizer, mix, model.args.max_seq_len)  # now: a mistake in it is told before hours of sampling
     metrics = Metrics(folder / "metrics.jsonl")
     print(f"\n=== {name}: {len(prompts)} prompts x {s.samples} answers from {newest}")
 
     # 1. annotate: fresh preferences between the newest model and the one before it; refresh the reward models
     tables, current = {}, dict(judges_before)
     if s.annotator != "none":
-        older = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0]
+        older, fresh, waiting = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0], {}, []
         for axis in AXES:
             picked = pick_prompts(all_prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + version)
-            fresh = collect_preferences([model, older], tokenizer, picked, axis, annotator=s.annotator,
-                                        temperatures=s.pair_temperatures, key=(s.seed, name), folder=folder)
-            write_jsonl(folder / f"pairs-{axis}.jsonl", fresh)
+            try:
+                fresh[axis] = collect_preferences([model, older], tokenizer, picked, axis, annotator=s.annotator,
+                                                  temperatures=s.pair_temperatures, key=(s.seed, label), folder=folder,
+                                                  max_new_tokens=s.max_new_tokens)
+                write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
+            except NotAnnotated as stop:  # both files are written, then a person has both to label
+                waiting.append(str(stop))
+        if waiting:
+            raise NotAnnotated(". ".join(waiting))
+        for axis in AXES:
             current[axis] = folder / f"reward-{axis}"
-            reward_model, _ = load_reward_model(judges_before[axis], device)
-            tables[axis] = report(reward_model, tokenizer, fresh, axis, "fresh (not yet learned)")
+            reward_model, judges_tokenizer = load_reward_model(judges_before[axis], device)
+            if fresh[axis]:
+                tables[axis] = report(reward_model, judges_tokenizer, fresh[axis], axis, "fresh (not yet learned)")
             if not (current[axis] / "reward_head.pth").exists():
-                files = [s.out / f"reward-{axis}" / "pairs.jsonl", *(path / f"pairs-{axis}.jsonl" for path in before[1:])]
+                first = s.out / f"reward-{axis}" / "pairs.jsonl"
+                files = [first, *(path / f"pairs-{axis}.jsonl" for path in before[1:])]
                 earlier = [row for file in files if file.exists() for _, row in read_jsonl(file)]
-                replay = random.Random(f"{s.seed} {version} {axis}").sample(earlier, min(len(earlier), len(fresh)))
-                train_reward_model(reward_model, tokenizer, fresh + replay, margin=s.margin,
+                replay = random.Random(f"{s.seed} {version} {axis}").sample(earlier, min(len(earlier), len(fresh[axis])))
+                train_reward_model(reward_model, judges_tokenizer, fresh[axis] + replay, margin=s.margin,
                                    auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
                                    micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
                                    weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + version, dtype=dtype)
-                save_reward_model(current[axis], reward_model, tokenizer)
+                if axis == "helpfulness":
+                    set_shift(reward_model, judges_tokenizer, read_preferences(require(first, "python reward.py")))
+                save_reward_model(current[axis], reward_model, judges_tokenizer)
     judges = Judges(current, device)
 
     # 2. choose the temperature on dev prompts
     probe = (dev or prompts)[:48]
-    temperature, table = search_temperature(model, tokenizer, probe, judges, temperatures=s.temperatures, samples=s.samples,
-                                            key=(s.seed, name, "temperature"))
+    temperature, table = search_temperature(model, tokenizer, probe, judges, name, temperatures=s.temperatures, folder=folder,
+                                            samples=s.samples, max_new_tokens=s.max_new_tokens,
+                                            key=(s.seed, label, "temperature"))
     metrics.rewind("temperature")
     metrics.log("temperature", 0, chosen=temperature, **{f"reward_at_{t}": value for t, value in table.items()})
     print("best of", s.samples, "by temperature:", ", ".join(f"{t}: {value:.3f}" for t, value in table.items()))
 
     # 3. sample and score
-    rows = sample_answers(model, tokenizer, prompts, key=(s.seed, name), samples=s.samples, temperature=temperature,
-                          path=folder / "samples.jsonl")
-    rewards = judges.rewards(prompts, rows)
-    write_jsonl(folder / "samples.jsonl", [row | {"version": name, "tokenizer": tokenizer.fingerprint} for row in rows])
+    rows = sample_and_score(model, tokenizer, prompts, judges, name, key=(s.seed, label), samples=s.samples,
+                            temperature=temperature, max_new_tokens=s.max_new_tokens, path=folder / "samples.jsonl")
+    write_jsonl(folder / "samples.jsonl", rows)  # by prompt, all K answers of one together
 
-    # 4. keep the best of all rounds
+    # 4. keep the best of all rounds, the earlier answers scored again
     pool = SamplePool(prompts)
-    for v in range(1, version) if s.pool == "all" else ():
-        pool.add(f"rlhf-v{v}", [row for _, row in read_jsonl(s.out / f"rlhf-v{v}" / "samples.jsonl")])
+    for path in pooled:
+        pool.add(path.name, [row for _, row in read_jsonl(path / "samples.jsonl")])
+    pool.rescore(judges, folder / "rescored.jsonl")
     pool.add(name, rows)
-    best = pool.best(judges)
+    best = pool.best()
     if not best:
         raise InputError(f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones")
     write_jsonl(folder / "best.jsonl", best)
@@ -267,16 +370,17 @@ def run_round(version: int, s: Settings) -> None:
     harmless = [row for row in rows if not prompts[row["index"]]["is_safety"]]  # the gate should leave these alone
     gated = sum(row["reward"] == row["safety"] for row in harmless) / max(1, len(harmless))
     print(f"the safety gate takes over {gated:.1%} of the answers to untagged prompts")
-    print(f"reward of all answers {rewards.mean():.3f}, of the best {sum(row['reward'] for row in best) / len(best):.3f}; "
+    means = [statistics.fmean(row["reward"] for row in picked) for picked in (rows, best)]
+    print(f"reward of all answers {means[0]:.3f}, of the best {means[1]:.3f}; "
           f"best from {sources}; left out {pool.left_out}")
 
     # 5. fine-tune
     if s.start == "sft":
         model, tokenizer = load_model(before[0], device)
-    tuning = best + mix
-    finetune(model, encode_rows(tokenizer, tuning, model.args.max_seq_len), epochs=s.epochs, batch_tokens=s.batch_tokens,
-             micro_tokens=s.micro_tokens, learning_rate=s.learning_rate, weight_decay=s.weight_decay,
-             folder=folder, phase="finetune", seed=s.seed + version, dtype=dtype)
+    dialogs = encode_rows(tokenizer, best, model.args.max_seq_len) + mix
+    finetune(model, dialogs, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
+             learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder, phase="finetune",
+             seed=s.seed + version, dtype=dtype)
     save_model(folder, model, tokenizer)
     show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")
 
@@ -291,12 +395,38 @@ def run_round(version: int, s: Settings) -> None:
     print(f"wrote {folder} in {time.time() - started:.0f} s")
 
 
+def candidates(model: Transformer, tokenizer: Tokenizer, judges: Judges, question: str, *, n: int, seed: int = 0,
+               **options) -> list[dict]:
+    """N answers to one prompt, the best first; those that cannot be used stand last. `options` go to `sample_answers`."""
+    prompts = [{"prompt": [{"role": "user", "content": question}], "is_safety": False}]
+    rows = sample_and_score(model, tokenizer, prompts, judges, "answer", samples=n, key=(seed, "answer"), **options)
+    return sorted(rows, key=lambda row: (bool(unusable(row)), -row["reward"]))
+
+
+def show_candidates(s: Settings) -> None:
+    """`--answer`: best of N with the newest model and the newest reward models of OUT, all candidates shown."""
+    device, made = choose_device(s.device), [s.out / name for name in VERSIONS if is_finished(s.out / name)]
+    folder = Path(s.init) if s.init else made[-1] if made else require(s.out / "sft", "python sft.py")
+    judge_folders = newest_reward_models(s.out, made)
+    rows = candidates(*load_model(folder, device), Judges(judge_folders, device), s.answer, n=s.n, seed=s.seed,
+                      temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+    print(f"{folder}, judged by {' and '.join(map(str, judge_folders.values()))}; scores are logits, the reward is the safety\n"
+          f"score where that is below -1.73 (a probability of 0.15), else the helpfulness score\n\n"
+          "  reward  helpf.  safety  answer")
+    for row in rows:
+        print(f"{row['reward']:8.2f}{row['helpfulness']:8.2f}{row['safety']:8.2f}  {row['answer']}"
+              + (f"  [{unusable(row)}]" if unusable(row) else ""))
+
+
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
-    check_positive(s, "samples", "epochs", "batch_tokens", "micro_tokens", "learning_rate", "temperatures",
-                   "pair_temperatures", "helpfulness_pairs", "safety_pairs")
+    check_positive(s, "samples", "max_new_tokens", "n", "temperature", "epochs", "batch_tokens", "micro_tokens",
+                   "learning_rate", "temperatures", "pair_temperatures", "helpfulness_pairs", "safety_pairs")
     set_threads(s.threads)
     set_seed(s.seed)
+    if s.answer:
+        show_candidates(s)
+        return
     try:
         first, _, last = s.rounds.partition("-")
         versions = range(int(first), int(last or first) + 1)
@@ -304,6 +434,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--rounds {s.rounds}: wanted: a number or a range, such as 1-4") from None
     if not versions or versions[0] < 1:
         raise InputError(f"--rounds {s.rounds}: rounds count from 1 upwards")
+    if s.name and (len(versions) > 1 or not re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", s.name)):
+        raise InputError(f"--name {s.name}: wanted: --rounds with one number N, and a name such as rlhf-vN-no-ppo")
     for version in versions:
         run_round(version, s if version == versions[0] else replace(s, init=""))
 

@@ -661,6 +661,31 @@ def single(rng: random.Random, system: str | None = None, writer: str | None = N
             "is_safety": prompt["is_safety"]}
 
 
+def written_pairs(split: str, count: int, seed: int = 0) -> list[dict]:
+    """Preferences between two answers by people, alike in style, of which one is right: rows of `read_preferences`.
+
+    Answers that a model samples differ in style far more often than in content, so that a reward model trained on them alone
+    is blind to content. The right answer stands under "right", too.
+    """
+    rng, rows = random.Random(f"{SEED} written {split} {seed}"), []
+    while len(rows) < count:
+        prompt = ask(rng, split)
+        family = FAMILIES[prompt["family"]]
+        templates = [family.full if rng.random() < 0.6 or not family.short else family.short]
+        templates += [family.extra] * (rng.random() < 0.3)
+        opener, closer = [rng.choice(words.OPENERS)] * (rng.random() < 0.4), [rng.choice(words.CLOSERS)] * (rng.random() < 0.3)
+        right, wrong = (" ".join([*opener, *(fill(template, fields) for template in templates), *closer])
+                        for fields in (family.right(prompt["item"], rng), family.wrong(prompt["item"], rng)))
+        contents = [read(prompt, answer).content for answer in (right, wrong)]
+        if prompt["is_safety"] or contents[0] != 1 or contents[1] in (None, 1):
+            continue
+        better, rating = compare(rng, helpfulness(prompt, right), helpfulness(prompt, wrong))
+        chosen, rejected = (right, wrong) if better else (wrong, right)
+        rows.append(prompt | {"chosen": chosen, "rejected": rejected, "rating": rating, "right": right, "axis": "helpfulness",
+                              "version": "written"})
+    return rows
+
+
 def sft_rows(seed: int = 0) -> list[dict]:
     """Every row that SFT reads, for one pass: {"messages", "is_safety"} (`SFT_ROWS` of each sort), shuffled."""
     rng = random.Random(f"{SEED} sft {seed}")
@@ -682,6 +707,7 @@ def make(folder: Path = FOLDER) -> None:
 
     sft.jsonl             the demonstrations: one pass over them is SFT
     sft-dev.jsonl         demonstrations on dev prompts, for the held-out loss
+    pairs-written.jsonl   preferences between answers that people wrote, alike in style, one wrong
     prompts-train.jsonl   for preferences, and (its first lines) for rejection sampling and PPO
     prompts-dev.jsonl     for every choice that is made    prompts-test.jsonl    for published numbers only
     constraints-train.jsonl, constraints-test.jsonl        for Ghost Attention
@@ -690,6 +716,7 @@ def make(folder: Path = FOLDER) -> None:
     write_jsonl(folder / "sft.jsonl", sft_rows())
     rng = random.Random(f"{SEED} sft dev")
     write_jsonl(folder / "sft-dev.jsonl", [single(rng, split="dev") for _ in range(800)])
+    write_jsonl(folder / "pairs-written.jsonl", written_pairs("train", 9000))
     for name, (split, shares) in PROMPT_FILES.items():
         write_jsonl(folder / f"{name}.jsonl", prompts(split, shares, 0))
     for split in ("train", "test"):

@@ -1,6 +1,7 @@
 """Sampling many answers: batches planned beforehand, written one by one, so that a killed run goes on where it was."""
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from runtime.checkpoint import append_rows, resume_rows
 
 def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, key: tuple, samples: int = 1,
                    temperature: float | list[float] = 1.0, top_p: float = 1.0, max_new_tokens: int = 96,
-                   batch_rows: int = 160, path: Path | None = None, desc: str = "sample") -> list[dict]:
+                   batch_rows: int = 160, path: Path | None = None, desc: str = "sample",
+                   finish: Callable[[list[dict]], object] | None = None) -> list[dict]:
     """Sample answers to each prompt ({"prompt": messages, ...}); all samples of a prompt share its prefill.
 
     Args:
@@ -21,6 +23,7 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
         temperature: one, or one for each of a prompt's samples.
         path: JSONL to which each batch is written when it is done. What is there already is not sampled again, a batch
             that a kill left unfinished is redone whole.
+        finish: called with the rows of each batch before they are written, to add fields to them, such as scores.
 
     Returns:
         rows {"index", "sample", "answer", "answer_ids", "logprob", "temperature", "finish_reason", "has_tag"}, by prompt
@@ -57,10 +60,23 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
                                "logprob": sum(answer.logprobs), "temperature": value,
                                "finish_reason": answer.finish_reason, "has_tag": has_tag(text)}
         fresh = [fresh[i, k] for i in batch for k in range(samples)]
+        if finish:
+            finish(fresh)
         if path:
             append_rows(path, fresh)
         rows += fresh
     return sorted(rows, key=lambda row: (row["index"], row["sample"]))
+
+
+def unusable(row: dict) -> str:
+    """Why a sampled answer is no example to learn from; empty where it is one. The same rule wherever answers are chosen.
+
+    >>> unusable({"answer": "Yes.", "finish_reason": "length", "has_tag": False})  # no EOS, and it never gains one
+    'cut at the length limit'
+    """
+    if row["finish_reason"] != "eos":
+        return "cut at the length limit"
+    return "holds a tag or nothing" if row["has_tag"] or not row["answer"] else ""
 
 
 @torch.inference_mode()

@@ -36,7 +36,8 @@ CHECKPOINTS = "checkpoint*.pth*"  # where a stage keeps its unfinished work; `*`
 def parse_settings(Settings, description, presets=None, argv=None):
     """An instance of the dataclass `Settings`, filled from the command line.
 
-    Field `a_b` becomes `--a-b`, a bool becomes `--a-b / --no-a-b`, a field without a default must be given. The help
+    Field `a_b` becomes `--a-b` (and `try_`, since `try` is no name in Python, `--try`), a bool becomes
+    `--a-b / --no-a-b`, a field without a default must be given. The help
     text is the field's comment in the source; the default is shown. Types: int, float, str, Path, bool, Literal, any of
     them `| None` (written `none`), and tuples of one kind (`0.6,0.8,1.0`).
     presets: {"tiny": {field: value}, …} for the field `preset`; what is given on the command line wins over a preset.
@@ -62,7 +63,7 @@ def parse_settings(Settings, description, presets=None, argv=None):
                 options |= {"choices": list(presets), "metavar": "|".join(presets)}
             elif typing.get_origin(kind) is typing.Literal:
                 options["choices"] = typing.get_args(kind)
-        parser.add_argument("--" + field.name.replace("_", "-"), **options)
+        parser.add_argument("--" + field.name.rstrip("_").replace("_", "-"), dest=field.name, **options)
 
     given = vars(parser.parse_args(argv))
     chosen = given.get("preset", getattr(Settings, "preset", None))

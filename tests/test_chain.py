@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import model as llama
+import ppo
 import rejection_sampling
 import reward
 import runtime
@@ -34,7 +35,8 @@ from tests.helpers import (
 )
 
 ROOT = Path(__file__).parent.parent
-KWDEFAULTS = [(runtime.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8)]
+KWDEFAULTS = [(runtime.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8),
+              (rejection_sampling.SamplePool.rescore, "batch_rows", 8)]
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,10 @@ def command(stage: str, out: Path) -> tuple:
     for name in needed:
         if not (out / name).exists():
             (out / name).symlink_to(chain()[0] / name)
+    if stage == "ppo":
+        return ppo.main, [*common, "--prompts", prompts, "--init", str(chain()[0] / "rlhf-v2"), "--iterations", "12",
+                          "--batch", "8", "--save-every", "1", "--evaluate-every", "3", "--max-new-tokens", "12",
+                          "--patience", "9"]
     if stage == "reward":
         return reward.main, [*common, "--prompts", prompts, "--helpfulness-pairs", "18", "--safety-pairs", "12",
                              "--batch-tokens", "300"]
@@ -138,6 +144,7 @@ MAKES = {
     "sft": ["sft"],
     "reward": ["reward-helpfulness", "reward-safety"],
     "rejection_sampling": ["rlhf-v1", "rlhf-v2"],
+    "ppo": ["rlhf-v2-ppo"],
 }
 
 
@@ -161,6 +168,9 @@ def tear(out: Path, stage: str) -> None:
             *(out / name).glob("metrics.jsonl"),
             *(out / name).glob("answers-*.jsonl"),
             *(out / name).glob("samples.jsonl"),
+            *(out / name).glob("probe-*.jsonl"),
+            *(out / name).glob("rescored.jsonl"),
+            *(out / name).glob("rollouts.jsonl"),
         ]:
             with path.open("a") as file:
                 file.write('{"index": 0, "samp')
@@ -271,6 +281,7 @@ def test_finished_stage_says_so(stage):
     ("reward", ("--prompts", "OTHER"), "has changed"),
     ("rejection_sampling", ("--samples", "3"), "samples 2 → 3"),
     ("rejection_sampling", ("--prompts", "OTHER"), "has changed"),
+    ("ppo", ("--beta", "0.5"), "beta 0.1 → 0.5"),
 ])
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, monkeypatch):

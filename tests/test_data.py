@@ -24,7 +24,17 @@ from data import (
     toy,
     write_jsonl,
 )
-from data.annotators import ANNOTATORS, annotate_human, annotate_toy, choice
+from data.annotators import (
+    ANNOTATORS,
+    NotAnnotated,
+    annotate_file,
+    annotate_human,
+    annotate_toy,
+    blank_lines,
+    choice,
+    put_back,
+    read_annotations,
+)
 from data.batches import cut
 from data.chat import TAGS, encode_turn, fold_system
 from data.jsonl import RATINGS, check_messages, need
@@ -396,7 +406,7 @@ def test_annotate_toy():
             if abs(rule(c, c["answers"][0]) - rule(c, c["answers"][1])) > 0.1
         ]
         assert sum(agrees) > 0.8 * len(agrees) > 0
-    assert set(ANNOTATORS) >= {"toy", "human"}
+    assert set(ANNOTATORS) == {"toy", "human", "file"}
 
 
 def test_annotate_toy_sees_order_alone():
@@ -415,7 +425,7 @@ def test_annotate_toy_sees_order_alone():
     assert prompts
 
 
-def test_annotate_human(monkeypatch, capsys):
+def test_annotate_human(monkeypatch, capsys, tmp_path):
     """Whatever order the answers are shown in, what the person says holds for the answer that was shown."""
     comparisons = [{"prompt": [user("Hi")], "answers": ("good answer", "bad answer")} for _ in range(12)]
     shown = []
@@ -431,14 +441,15 @@ def test_annotate_human(monkeypatch, capsys):
         return "2"
 
     monkeypatch.setattr("builtins.input", reply)
-    assert annotate_human(comparisons, "safety", 0) == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
-    assert annotate_human(comparisons, "helpfulness", 0) == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+    assert annotate_human(comparisons, "safety", 0, tmp_path) == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
+    assert annotate_human(comparisons, "helpfulness", 0, tmp_path) == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+    (tmp_path / "annotated-helpfulness.jsonl").unlink()
     orders = set()
     monkeypatch.setattr(
         "builtins.input", lambda question: orders.add(capsys.readouterr().out.find("A: good") > 0) or "1"
     )
     monkeypatch.setattr("data.annotators.choice", lambda question, letters: input(question) and letters[0])
-    annotate_human(comparisons, "helpfulness", 0)
+    annotate_human(comparisons, "helpfulness", 0, tmp_path)
     assert orders == {True, False}, "the order is drawn"
 
 
@@ -446,3 +457,105 @@ def test_choice(monkeypatch, capsys):
     replies = iter(["", "ab", "x", " B "])
     monkeypatch.setattr("builtins.input", lambda question: next(replies))
     assert choice("better", "ab") == "b" and capsys.readouterr().out.count("one of a, b, please") == 3
+
+
+PAIRS = [{"prompt": [user(f"Question {i}?")], "answers": (f"first {i}", f"second {i}")} for i in range(12)]
+
+
+def fill_in(lines, better="first", rating="better"):
+    """What a person makes of blank lines who prefers, and finds safe, the first or the second answer of each pair."""
+    filled = []
+    for line in lines:
+        a = line["answer_a"].startswith(better)
+        row = line | {"better": "a" if a else "b", "rating": rating}
+        filled.append(row | ({"a_is_safe": a, "b_is_safe": not a} if "a_is_safe" in line else {}))
+    return filled
+
+
+def test_annotate_human_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
+    """What was answered is kept, also when nobody answers any more; the rest is asked, and nothing twice."""
+    asked, patience = [], [5]
+
+    def reply(question):
+        if "better (a/b)" in question:
+            asked.append(capsys.readouterr().out)
+            if patience[0] == 0:
+                raise EOFError
+            patience[0] -= 1
+            return "a" if "A: first" in asked[-1] else "b"
+        return "2"
+
+    monkeypatch.setattr("builtins.input", reply)
+    with pytest.raises(InputError, match="nobody answers .*goes on from here"):
+        annotate_human(PAIRS, "helpfulness", 0, tmp_path)
+    patience[0] = 100
+    found = annotate_human(PAIRS, "helpfulness", 0, tmp_path)
+    assert found == [{"chosen": 0, "rating": "better", "safe": None}] * 12
+    assert len(asked) == 5 + 1 + 7 and "[6/12]" in asked[5] and "[6/12]" in asked[6]
+    assert annotate_human(PAIRS, "helpfulness", 0, tmp_path) == found and len(asked) == 13, "all is there: nobody is asked"
+
+
+@pytest.mark.parametrize("name", ["to_annotate", "annotated"])
+def test_annotate_file(tmp_path, name):
+    """Written with the sides shuffled, read back with the sides put back, from the same file or from a copy."""
+    with pytest.raises(NotAnnotated, match="12 pairs wait .*'better'.*'a_is_safe'.*annotated-safety.jsonl.* same command"):
+        annotate_file(PAIRS, "safety", "0 v1", tmp_path)
+    written = [row for _, row in read_jsonl(tmp_path / "to_annotate-safety.jsonl")]
+    firsts = [row["answer_a"].startswith("first") for row in written]
+    assert set(firsts) == {True, False} and written[0]["prompt"] == PAIRS[0]["prompt"]
+    assert all(row["better"] == row["rating"] == "" and row["a_is_safe"] is row["b_is_safe"] is None for row in written)
+    with pytest.raises(NotAnnotated):
+        annotate_file(PAIRS, "safety", "0 v1", tmp_path)
+    for better, chosen in (("first", 0), ("second", 1)):
+        write_jsonl(tmp_path / f"{name}-safety.jsonl", fill_in(written, better))
+        found = annotate_file(PAIRS, "safety", "0 v1", tmp_path)
+        assert found == [{"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12
+    assert annotate_file([], "helpfulness", 0, tmp_path) == []
+
+
+def test_blank_lines():
+    """The order of the sides is drawn by seed, axis and position; helpfulness is not asked what is safe."""
+    orders = {(axis, seed): [row["answer_a"].startswith("first") for row in blank_lines(PAIRS, axis, seed)]
+              for axis in ("helpfulness", "safety") for seed in ("0 v1", "0 v2")}
+    assert len(set(map(tuple, orders.values()))) == 4
+    assert "a_is_safe" not in blank_lines(PAIRS, "helpfulness", 0)[0]
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"better": "c"}, "line 3: field 'better' is \"c\", wanted: \"a\" or \"b\""),
+    ({"better": ""}, "line 3: field 'better' is \"\""),
+    ({"rating": "good"}, "line 3: field 'rating' is \"good\", wanted: \"significantly_better\" or"),
+    ({"a_is_safe": "yes"}, "line 3: field 'a_is_safe' is \"yes\", wanted: true or false"),
+    ({"b_is_safe": 1}, "line 3: field 'b_is_safe' is 1, wanted: true or false"),
+    ({"b_is_safe": None}, "line 3: field 'b_is_safe' is null"),
+    ({"answer_a": "mended"}, "line 3: field 'answer_a' is \"mended\", wanted: \""),
+    ({"prompt": []}, "line 3: field 'prompt' is "),
+])
+def test_read_annotations(tmp_path, change, told):
+    blank, path = blank_lines(PAIRS, "safety", 0), tmp_path / "annotated-safety.jsonl"
+    rows = fill_in(blank)
+    write_jsonl(path, rows)
+    assert read_annotations(path, blank) == rows
+    rows[2] = rows[2] | change
+    write_jsonl(path, rows)
+    with pytest.raises(InputError) as error:
+        read_annotations(path, blank)
+    assert f"annotated-safety.jsonl, {told}" in str(error.value)
+
+
+def test_read_annotations_of_another_length(tmp_path):
+    blank, path = blank_lines(PAIRS, "safety", 0), tmp_path / "annotated-safety.jsonl"
+    write_jsonl(path, fill_in(blank))
+    with pytest.raises(InputError, match="line 12: a line too many; wanted: 11 lines"):
+        read_annotations(path, blank[:-1])
+    write_jsonl(tmp_path / "to_annotate-safety.jsonl", blank)
+    write_jsonl(path, fill_in(blank)[:-1])
+    with pytest.raises(InputError, match="annotated-safety.jsonl: 11 lines, wanted: the 12 of to_annotate-safety.jsonl"):
+        annotate_file(PAIRS, "safety", 0, tmp_path)
+
+
+def test_put_back():
+    for better, chosen in (("first", 0), ("second", 1)):
+        rows = fill_in(blank_lines(PAIRS, "safety", 7), better)
+        assert put_back(rows, "safety", 7) == [
+            {"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12

@@ -9,18 +9,32 @@ import pytest
 import eval as evaluation
 from data import InputError, read_prompts, toy
 from eval import (
+    Interval,
     WinRate,
+    accuracy_intervals,
     axis_of,
+    binned,
     by_family,
+    calibration,
     cluster,
     compare,
+    compare_families,
+    difference,
     evaluate,
     interval,
     judge,
+    pair_calibration,
+    print_families,
     print_table,
+    share_below,
     short,
+    sigmoid,
+    student_quantile,
     summary,
+    unsafe_recall,
+    verdict,
     win_rate,
+    wrongly_gated,
 )
 from tests.helpers import chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer
 from tests.reference import intervals as reference
@@ -29,7 +43,7 @@ from tests.reference import intervals as reference
 def test_interval():
     """By hand: mean 2, deviations -1 0 1, standard error 1/sqrt(3), t with 2 degrees of freedom 4.303."""
     found = interval([1.0, 2.0, 3.0])
-    assert found == pytest.approx((2, 2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-4)
+    assert found == pytest.approx((2, 2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-4)
     assert interval([0.5, 0.5]) == (.5, .5, .5)
     assert interval([0.3]) == (.3, -math.inf, math.inf), "one value says nothing of its error"
     assert str(found).startswith("2.000 [-0.484")
@@ -37,25 +51,50 @@ def test_interval():
         interval([])
 
 
-def test_interval_equals_scipy():
-    pytest.importorskip("scipy")
-    rng = random.Random(0)
-    for n in (2, 3, 5, 17, 30, 31):
-        values = [rng.random() for _ in range(n)]
-        assert interval(values)[1:] == pytest.approx(
-            reference.student(values), abs=1e-3 * n**-0.5 + 1e-6 if n > 2 else 1e-3
-        )
-
-
-@pytest.mark.parametrize("n", [32, 40, 100, 1000])
-def test_interval_of_many_equals_scipy(n):
-    """Student's t as well, to half a percent of the width."""
+@pytest.mark.parametrize("n", [2, 3, 5, 17, 30, 31, 32, 100, 999, 1001, 5000])
+def test_interval_equals_scipy(n):
     pytest.importorskip("scipy")
     rng = random.Random(n)
     values = [rng.random() for _ in range(n)]
-    low, high = reference.student(values)
-    found = interval(values)
-    assert found.high - found.low == pytest.approx(high - low, rel=5e-3)
+    assert interval(values)[1:] == pytest.approx(reference.student(values), abs=3e-6)
+
+
+def test_interval_of_many_comparisons():
+    """Bonferroni: with 10 families each interval has level 99.5 %."""
+    stats = pytest.importorskip("scipy.stats")
+    values = [1.0, 2.0, 4.0, 3.0]
+    low, high = stats.t.interval(1 - 0.05 / 10, 3, loc=2.5, scale=stats.sem(values))
+    assert interval(values, comparisons=10)[1:] == pytest.approx((low, high), abs=1e-5)
+    assert interval(values, comparisons=1) == interval(values)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 101, 998, 999, 1000, 5000])
+def test_student_quantile(degrees):
+    stats = pytest.importorskip("scipy.stats")
+    for probability in (0.6, 0.9, 0.975, 0.995, 0.99975):
+        assert student_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=3e-5)
+
+
+def test_student_quantile_by_hand():
+    """One degree is the Cauchy distribution, tan(pi (p - 1/2)); two: (2p - 1) sqrt(2 / (4 p (1 - p)))."""
+    assert student_quantile(0.75, 1) == pytest.approx(1)
+    assert student_quantile(0.9, 1) == pytest.approx(math.tan(0.4 * math.pi))
+    assert student_quantile(0.9, 2) == pytest.approx(0.8 * math.sqrt(2 / 0.36))
+
+
+def test_difference():
+    """Hard and easy prompts: both models' scores spread widely, their difference does not."""
+    stats = pytest.importorskip("scipy.stats")
+    first, second = [0.9, 0.3, 0.6, 0.1], [0.8, 0.1, 0.6, 0.0]
+    found = difference(first, second)
+    reference_interval = stats.ttest_rel(first, second).confidence_interval()
+    assert found == pytest.approx((0.1, *reference_interval), abs=1e-5)
+    assert found.high < 0.24, "unpaired it would reach beyond .7"
+    assert difference(second, first).mean == -found.mean, "first minus second"
+    assert difference(first, second, list("aabb")) == interval([.1, .2, 0, .1], list("aabb"))
+    assert difference(first, second, comparisons=5).low < found.low
+    with pytest.raises(ValueError):
+        difference([0.1, 0.2], [0.1])
 
 
 def test_interval_clustered():
@@ -122,6 +161,7 @@ def judged(prompts, bonus=0.0, refuses=False):
             "answer_ids": [1] * (i + 1),
             "helpfulness": SAYS[p["kind"]] + bonus,
             "safety": SAYS[p["kind"]] + bonus,
+            "is_safe": SAYS[p["kind"]] + bonus >= .75,
             "refuses": refuses and p["kind"] == "borderline",
         }
         for i, p in enumerate(prompts)
@@ -137,6 +177,7 @@ def test_judge():
         assert row["helpfulness"] == toy.helpfulness(prompts[i], row["answer"])
         assert row["safety"] == toy.safety(prompts[i], row["answer"])
         assert row["refuses"] == toy.refuses(prompts[i], row["answer"])
+        assert row["is_safe"] == toy.is_safe(prompts[i], row["answer"])
     refusal = toy.words.REFUSALS[0]
     [row] = judge(prompts, [{"index": 0, "answer": refusal}])
     assert row["refuses"] is True
@@ -163,7 +204,19 @@ def test_summary():
     mean = (SAYS["ordinary"] * kinds.count("ordinary") + SAYS["borderline"] * kinds.count("borderline")) / 20
     assert found["helpfulness"].mean == pytest.approx(mean, abs=1e-6) and found["safety"].mean == pytest.approx(.7)
     assert found["false_refusals"].mean == 1 and found["tokens"].mean == 15.5
+    assert found["false_refusals_ordinary"].mean == 0, "the two kinds of harmless prompts are told apart"
     assert summary(prompts, judged(prompts))["false_refusals"].mean == 0
+    only_ordinary = [row | {"refuses": prompts[row["index"]]["kind"] == "ordinary"} for row in judged(prompts)]
+    assert [summary(prompts, only_ordinary)[name].mean for name in ("false_refusals", "false_refusals_ordinary")] == [0, 1]
+
+
+def test_summary_violations():
+    """Unsafe answers out of unsafe prompts; what stands on other prompts does not count."""
+    prompts = toy_prompts(30)
+    unsafe = [i for i, p in enumerate(prompts) if p["is_safety"]]
+    rows = [row | {"is_safe": row["index"] not in (unsafe[0], unsafe[3])} for row in judged(prompts)]
+    assert summary(prompts, rows)["violations"].mean == pytest.approx(2 / len(unsafe))
+    assert summary(prompts, [row | {"is_safe": row["index"] in unsafe} for row in rows])["violations"].mean == 0
 
 
 def test_by_family():
@@ -173,6 +226,103 @@ def test_by_family():
     assert set(found) == {p["family"] for p in prompts}
     for name, one in found.items():
         assert one.mean == pytest.approx(SAYS[toy.FAMILIES[name].kind])
+
+
+def test_verdict():
+    """The verdict reads the corrected interval of the difference: better above 0, not worse above -.03, worse below 0."""
+    for low, high, expected in [(.01, .2, "better"), (-.02, .2, "not worse"), (-.029, -.001, "not worse"),
+                               (-.2, -.01, "worse"), (-.04, .2, "unclear"), (-math.inf, math.inf, "unclear")]:
+        assert verdict(Interval((low + high) / 2, low, high)) == expected
+
+
+def test_compare_families():
+    prompts = toy_prompts(90)
+    rng = random.Random(0)
+    base = [row | {"safety": rng.random(), "helpfulness": rng.random()} for row in judged(prompts)]
+    better = [row | {"safety": row["safety"] + .2, "helpfulness": row["helpfulness"] + .1} for row in base]
+    found = compare_families(prompts, better, base)
+    assert set(found) == {p["family"] for p in prompts}
+    for family, result in found.items():
+        gain = .2 if toy.FAMILIES[family].kind == "unsafe" else .1
+        assert result.difference.mean == pytest.approx(gain, abs=1e-6)
+        assert result.wins.wins == sum(p["family"] == family for p in prompts)
+    unsafe = [i for i, p in enumerate(prompts) if p["family"] == "unsafe"]
+    other = [row | {"safety": rng.random()} for row in base]
+    expected = difference([other[i]["safety"] for i in unsafe], [base[i]["safety"] for i in unsafe],
+                          [cluster(prompts[i]) for i in unsafe], comparisons=len(found))
+    assert compare_families(prompts, other, base)["unsafe"].difference == expected, "paired, by item, and corrected"
+
+
+def test_sigmoid():
+    assert sigmoid(math.log(3)) == pytest.approx(.75) and sigmoid(0) == .5
+    assert (sigmoid(1e4), sigmoid(-1e4)) == (1, 0)
+
+
+def test_accuracy_intervals():
+    """Per group and in all; a tie is half; equal to reward.accuracy_by_rating."""
+    import torch
+
+    import reward
+
+    chosen, rejected = [3.0, 1.0, 2.0, 0.0, 5.0], [1.0, 1.0, 4.0, -1.0, 6.0]
+    groups, clusters = ["better", "better", "better", "slightly_better", "slightly_better"], list("abbcc")
+    found = accuracy_intervals(chosen, rejected, groups, clusters)
+    assert found["better"] == interval([1, .5, 0], list("abb"))
+    assert found["slightly_better"] == (.5, -math.inf, math.inf), "one cluster says nothing of the error"
+    assert found["average"] == interval([1, .5, 0, 1, 0], clusters)
+    means = reward.accuracy_by_rating(torch.tensor(chosen), torch.tensor(rejected), groups)
+    assert {name: one.mean for name, one in found.items()} == pytest.approx(means)
+    assert accuracy_intervals([1.0, 2.0], [1.0, 2.0], ["better"] * 2)["average"].mean == .5, "equal scores are no success"
+
+
+def test_share_below():
+    """sigmoid(-1.7346) = .15; the threshold itself is not below."""
+    scores = [-1.74, -1.73, 0.0, 5.0]
+    assert share_below(scores, .15).mean == .25 and share_below(scores, .5).mean == .5
+    assert share_below(scores, .5, list("aabb")) == interval([1, 1, 0, 0], list("aabb"))
+
+
+def test_unsafe_recall():
+    """Only unsafe answers count; below .5 means a negative score."""
+    scores, is_safe = [-.5, -3.0, .5, -9.0, 2.0], [False, False, False, True, True]
+    found = unsafe_recall(scores, is_safe, list("abbcc"))
+    assert found == interval([1, 1, 0], list("abb"))
+    assert unsafe_recall(scores, is_safe, threshold=.15).mean == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_wrongly_gated():
+    """Of good answers (from .5 on) to prompts without a tag, those whose safety score is below .15 (-1.73 as a logit)."""
+    safety, quality = [-4.0, -1.0, 3.0, -4.0, -4.0, 0.0], [.9, .5, .6, .4, 1.0, .8]
+    tagged = [False, False, False, False, True, False]
+    assert wrongly_gated(safety, quality, tagged, list("aabbcc")) == interval([1, 0, 0, 0], list("aabc"))
+    assert wrongly_gated(safety, quality, tagged, threshold=.3).mean == .5
+
+
+def test_binned():
+    """Tenths: a bin holds its lower end, the last one its upper end too; empty bins are left out."""
+    found = binned([0.0, .1, .3, .34, .999, 1.0], [1.0, 2.0, 3.0, 5.0, 7.0, 9.0], 10)
+    assert [(one.y, one.count) for one in found] == [(1, 1), (2, 1), (4, 2), (8, 2)]
+    assert found[2].x == pytest.approx(.32) and found[2].sd == 1
+    shifted = binned([.5, .74, .75, 1.0], [1.0, 1.0, 3.0, 3.0], 2, low=.5)
+    assert [(one.y, one.count) for one in shifted] == [(1, 2), (3, 2)]
+
+
+def test_calibration():
+    """The sigmoid of the score over bins of quality."""
+    found = calibration([0.0, math.log(3), -math.log(3), 2.0], [.1, .1, .6, 1.0], bins=2)
+    assert [(one.x, one.y, one.count) for one in found] == [
+        pytest.approx((.1, .625, 2)), pytest.approx((.8, (.25 + sigmoid(2)) / 2, 2))]
+    assert found[0].sd == pytest.approx(.125)
+
+
+def test_pair_calibration():
+    """A gap of log 3 claims .75. Right in three of four such pairs: calibrated; in one of two: off by .25."""
+    gap = math.log(3)
+    bins, error = pair_calibration([gap, gap, gap, 0.0], [0.0, 0.0, 0.0, gap])
+    assert [(one.x, one.y, one.count) for one in bins] == [pytest.approx((.75, .75, 4))] and error == pytest.approx(0)
+    bins, error = pair_calibration([gap, 0.0, 4.0, 1.0], [0.0, gap, 0.0, 1.0])
+    assert [one.y for one in bins] == [.5, .5, 1] and bins[0].x == .5, "an equal pair is half right"
+    assert error == pytest.approx((2 * .25 + 0 + 1 - sigmoid(4)) / 4)
 
 
 def test_evaluate(tmp_path):
@@ -197,6 +347,18 @@ def test_print_table(capsys):
     print_table({"sft": row, "rlhf-v1": row | {"wins": compare(prompts, judged(prompts, .2), judged(prompts))}})
     lines = capsys.readouterr().out.strip("\n").splitlines()
     assert lines[1].startswith("sft") and "[" not in lines[1] and lines[2].count("1.000 [1.000, 1.000]") == 2
+    named = dict(zip(("helpfulness", "safety", "violations", "refusals", "tokens"), lines[1].split()[1:], strict=True))
+    assert (named["safety"], named["violations"], named["refusals"]) == ("0.700", "1.000", "0.000")
+    assert lines[0].index("violations") == lines[1].index("1.000")
+
+
+def test_print_families(capsys):
+    prompts = toy_prompts(60)
+    print_families("v1 against sft", compare_families(prompts, judged(prompts, .2), judged(prompts)))
+    lines = capsys.readouterr().out.strip("\n").splitlines()
+    assert lines[0].startswith("by family, v1 against sft") and len(lines) == 2 + len({p["family"] for p in prompts})
+    [unsafe] = [line for line in lines if line.startswith("unsafe ")]
+    assert "1.000 [1.000, 1.000]" in unsafe and "0.200 [0.200, 0.200]" in unsafe and unsafe.endswith("better")
 
 
 def test_main():
@@ -216,6 +378,10 @@ def test_main():
             assert short(compare(prompts, again, rows["sft"])["safety"]) in line
     for family in {p["family"] for p in prompts}:
         assert f"\n{family} " in printed["eval"]
+    assert "by family, rlhf-v2 against sft" in printed["eval"]
+    for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
+        assert any(line.startswith(f"{family} ") and line.endswith(verdict(found.difference)) and str(found.difference) in line
+                   for line in printed["eval"].splitlines())
 
 
 def test_main_without_sft(tmp_path):

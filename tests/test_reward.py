@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from reward import (
     MARGINS,
     RewardModel,
     accuracy_by_rating,
+    answer_starts,
     collect_preferences,
     combine_rewards,
+    deepen,
     encode_answer,
     encode_pairs,
+    end_of_prompt,
     load_reward_model,
     pick_prompts,
     ranking_loss,
@@ -137,6 +141,61 @@ def test_reward_model_starts_near_zero():
     torch.manual_seed(0)
     heads = torch.cat([RewardModel(tiny_model()).head.weight.flatten() for _ in range(60)])
     assert heads.std().item() == pytest.approx(33 ** -0.5, rel=0.05)
+
+
+def test_answer_starts():
+    """Behind the last end of a prompt, wherever else it stands; padding does not matter."""
+    tokens = torch.tensor([[1, 7, 8, 4, 7, 8, 5, 2], [1, 7, 8, 4, 8, 7, 0, 0], [1, 2, 3, 4, 0, 0, 0, 0]])
+    assert answer_starts(tokens, [7, 8]).tolist() == [6, 3, 0]
+    assert answer_starts(tokens, [8]).tolist() == [6, 5, 0]
+
+
+def test_end_of_prompt():
+    tokenizer = toy_tokenizer()
+    for prompt in (ASK, [user("Hi")], [*ASK, assistant(GOOD), user("And 4 plus 4?")]):
+        ids = encode_prompt(tokenizer, prompt)
+        tags = end_of_prompt(tokenizer)
+        assert ids[-len(tags):] == tags and tokenizer.decode(tags).strip() == "[/INST]"
+        whole = torch.tensor([encode_answer(tokenizer, prompt, GOOD)])
+        assert answer_starts(whole, tags).item() == len(ids)
+
+
+def test_deepen():
+    """The layers below are the chat model's; those on top change the features a little, and learn."""
+    policy = tiny_model()
+    grown = deepen(policy, 2)
+    assert grown.args.n_layers == 4 and policy.args.n_layers == 2
+    for name, weight in policy.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], weight), name
+    tokens = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        before, after = policy.features(tokens), grown.features(tokens)
+    assert 0.002 < (before - after).norm() / before.norm() < 0.3
+    same = deepen(policy, 0)
+    assert torch.equal(same.features(tokens), policy.features(tokens)) and same is not policy
+    same.norm.weight.data += 1
+    assert policy.norm.weight.max() == 1, "a copy: the policy stays as it was"
+
+
+def test_reward_model_that_reads_logprobs(tmp_path):
+    """score + (a · sum + b · minimum of the answer's log-probabilities) / 0.2, clamped at -8; at first the plain score."""
+    tokenizer, tags = toy_tokenizer(), end_of_prompt(toy_tokenizer())
+    torch.manual_seed(0)
+    model = RewardModel(tiny_model(), tags).eval()
+    sequences = [encode_answer(tokenizer, [user(text)], answer) for text, answer in (("Hi", GOOD), ("Name it.", BAD))]
+    plain = tiny_reward_model()
+    plain.head.weight.data.copy_(model.head.weight)
+    assert torch.allclose(score(model, sequences), score(plain, sequences), atol=1e-6)
+    model.logprob_weights.data.copy_(torch.tensor([0.3, -0.1]))
+    for ids, found, without in zip(sequences, score(model, sequences), score(plain, sequences), strict=True):
+        start = answer_starts(torch.tensor([ids]), tags).item()
+        with torch.no_grad():
+            logprobs = model.body(torch.tensor([ids])).log_softmax(-1)[0]
+        own = [max(-8.0, logprobs[t - 1, ids[t]].item()) for t in range(start, len(ids))]
+        assert found.item() == pytest.approx(without.item() + (0.3 * sum(own) - 0.1 * min(own)) / 0.2, abs=1e-3)
+    save_reward_model(tmp_path, model, tokenizer)
+    assert torch.equal(score(load_reward_model(tmp_path)[0], sequences), score(model, sequences))
+    assert model.body.output.weight.requires_grad
 
 
 def test_score():
@@ -276,7 +335,8 @@ def test_the_zero_of_helpfulness():
     out, _ = chain()
     for axis in AXES:
         model, tokenizer = load_reward_model(out / f"reward-{axis}")
-        scores = torch.cat(score_pairs(model, tokenizer, read_preferences(out / f"reward-{axis}" / "pairs.jsonl")))
+        rows = [row for row in read_preferences(out / f"reward-{axis}" / "pairs.jsonl") if not row.get("extra")]
+        scores = torch.cat(score_pairs(model, tokenizer, rows))
         if axis == "helpfulness":
             assert abs(scores.mean()) < 1e-3 and abs((scores + model.shift).mean()) > 1e-3
         else:
@@ -325,7 +385,7 @@ def test_collect_preferences(monkeypatch, tmp_path):
     ]
     calls, asked = fake_answers(monkeypatch, sides), []
 
-    def annotate(comparisons, axis, seed):
+    def annotate(comparisons, axis, seed, folder):
         asked.append((comparisons, axis))
         return [
             found(0, "significantly_better", (True, False)),
@@ -354,9 +414,42 @@ def test_collect_preferences(monkeypatch, tmp_path):
     assert [r["chosen"] for r in rows] == ["a0", "b1", "b5"] and [policy for policy, _ in calls[2:]] == ["only", "only"]
 
 
+def test_collect_preferences_leaves_out_cut_answers(monkeypatch, tmp_path, capsys):
+    """An answer without an end is no answer to compare; each reason is counted."""
+    calls = fake_answers(monkeypatch, [[("a0", [1], False), ("a1", [2], False), ("same", [3], False), ("a3", [4], True)],
+                                       [("b0", [5], False), ("b1", [6], False), ("same", [7], False), ("b3", [8], False)]])
+    whole = reward.sample_answers
+    monkeypatch.setattr(reward, "sample_answers", lambda *args, **options: [
+        row | {"finish_reason": "length" if row["answer"] == "b1" else "eos"} for row in whole(*args, **options)])
+    monkeypatch.setitem(reward.ANNOTATORS, "human", lambda comparisons, axis, seed, folder: [found(0)] * len(comparisons))
+    rows = collect_preferences([0], toy_tokenizer(), toy_prompts(4), "helpfulness", annotator="human", temperatures=(1, 1),
+                               key=(0,), folder=tmp_path, max_new_tokens=7)
+    assert [row["chosen"] for row in rows] == ["a0"] and {options["max_new_tokens"] for _, options in calls} == {7}
+    assert ("1 pairs of 4 prompts; left out: {'cut at the length limit': 1, 'equal answers': 1, 'holds a tag or nothing': 1}"
+            in capsys.readouterr().out)
+
+
+def test_set_shift():
+    """The mean score of both answers of the first 500 pairs becomes 0, wherever the zero was before."""
+    tokenizer, model = toy_tokenizer(), RewardModel(tiny_model())
+    rng = random.Random(0)
+    rows = [{"prompt": [user("Hi")], "chosen": "", "rejected": "", "tokenizer": tokenizer.fingerprint,
+             "chosen_ids": [rng.randrange(300), 2], "rejected_ids": [rng.randrange(300), rng.randrange(300), 2]}
+            for _ in range(510)]
+    raw = torch.cat(score_pairs(model, tokenizer, rows[:500])).mean()
+    reward.set_shift(model, tokenizer, rows)
+    assert model.shift == pytest.approx(raw.item(), abs=1e-5) and abs(raw) > 1e-3
+    model.shift += 5
+    model.head.weight.data *= 2  # a refresh
+    reward.set_shift(model, tokenizer, rows)
+    assert model.shift == pytest.approx(2 * raw.item(), abs=1e-4)
+    reward.set_shift(model, tokenizer, rows)
+    assert model.shift == pytest.approx(2 * raw.item(), abs=1e-4), "set again, it stays"
+
+
 def test_collect_preferences_without_labels(monkeypatch, tmp_path):
     fake_answers(monkeypatch, [[("a", [1], False)], [("b", [2], False)]])
-    monkeypatch.setitem(reward.ANNOTATORS, "human", lambda comparisons, axis, seed: [found(1)])
+    monkeypatch.setitem(reward.ANNOTATORS, "human", lambda comparisons, axis, seed, folder: [found(1)])
     [row] = collect_preferences(
         [0],
         toy_tokenizer(),
@@ -418,7 +511,7 @@ def test_annotators_noise_differs_between_collections(monkeypatch, tmp_path):
     """Rounds and splits draw noise of their own: the same number at the same place every time would be one draw."""
     seeds = []
     fake_answers(monkeypatch, [[("a", [1], False)], [("b", [2], False)]])
-    monkeypatch.setitem(reward.ANNOTATORS, "toy", lambda comparisons, axis, seed: seeds.append(seed) or [found(0)])
+    monkeypatch.setitem(reward.ANNOTATORS, "toy", lambda comparisons, axis, seed, folder: seeds.append(seed) or [found(0)])
     for key in ((0, "sft"), (0, "dev"), (0, "rlhf-v1"), (0, "rlhf-v2")):
         collect_preferences(
             [0],
@@ -442,7 +535,8 @@ def test_pick_prompts():
         assert len({p["prompt"][0]["content"] for p in picked}) == 80
     assert safety == pick_prompts(prompts, "safety", 80, 0) != pick_prompts(prompts, "safety", 80, 1)
     assert len({p["kind"] for p in safety[:20]}) == 3, "shuffled"
-    assert len(pick_prompts(prompts, "safety", 10**6, 0)) == 300, "no more than there are"
+    many = Counter(p["prompt"][0]["content"] for p in pick_prompts(prompts, "safety", 10**6, 0))
+    assert len(many) == 300 and max(many.values()) == 2 and many.total() == 400, "harmless ones may come twice, risky ones once"
 
 
 def test_report(capsys):

@@ -7,8 +7,8 @@ import torch
 
 import runtime
 from data import InputError, encode_prompt
-from model import Generation
-from runtime import in_batches, sample_answers
+from model import Generation, generate
+from runtime import in_batches, sample_answers, unusable
 from tests.helpers import system, tiny_model, toy_prompts, toy_tokenizer, user
 
 PROMPTS = [
@@ -89,6 +89,63 @@ def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
         path.write_bytes(b"".join(lines[:kept]) + (lines[kept][:20] if kept < 15 else b""))
         assert sample(path=path, **options) == rows and calls == expected
         assert path.read_bytes() == whole
+
+
+def test_sample_answers_shares_the_prefill(monkeypatch):
+    """K answers from one reading of the prompt have the log-probabilities of K separate readings, to 1e-5 a token."""
+    model, tokenizer = tiny_model(), toy_tokenizer()
+    prompt = encode_prompt(tokenizer, PROMPTS[1]["prompt"])
+    keys, read, features = [(0, k) for k in range(6)], [], model.features
+    monkeypatch.setattr(model, "features", lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
+                        or features(tokens, *rest, **options))
+    shared = generate(model, [prompt] * 6, keys, 9, 1.0, eos_id=tokenizer.eos_id)
+    assert read[0] == (1, len(prompt)), "the prompt is read once"
+    for key, one in zip(keys, shared, strict=True):
+        [alone] = generate(model, [prompt], [key], 9, 1.0, eos_id=tokenizer.eos_id)
+        assert alone.ids == one.ids and alone.logprobs == pytest.approx(one.logprobs, abs=1e-5)
+
+
+def test_sample_answers_wastes_nothing(monkeypatch):
+    """Batches hold prompts of like length, and rows that have ended leave the batch."""
+    model, batches, read = tiny_model(), [], []
+    inner, features = runtime.sampling.generate, model.features
+    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *rest, **options: batches.append(
+        [len(prompt) for prompt in prompts]) or inner(model, prompts, *rest, **options))
+    monkeypatch.setattr(model, "features", lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
+                        or features(tokens, *rest, **options))
+    prompts = [{"prompt": [user("Hi " * n)]} for n in (9, 1, 6, 3, 8, 2)]
+    sample_answers(model, toy_tokenizer(), prompts, key=(0, "v"), samples=2, max_new_tokens=3, batch_rows=4)
+    assert [length for batch in batches for length in batch] == sorted(length for batch in batches for length in batch)
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    bonus = torch.zeros(toy_tokenizer().vocab_size).index_fill(0, torch.tensor(toy_tokenizer().eos_id), 6.0)
+    model.output.register_forward_hook(lambda module, given, logits: logits + bonus)  # one token in five ends the answer
+    read.clear()
+    rows = sample_answers(model, toy_tokenizer(), prompts, key=(0, "v"), samples=50, max_new_tokens=60, batch_rows=400)
+    longest, tokens = max(len(row["answer_ids"]) for row in rows), sum(len(row["answer_ids"]) for row in rows)
+    decoded = sum(size for size, width in read if width == 1)
+    assert tokens - len(rows) <= decoded < 0.7 * len(rows) * longest
+
+
+def test_sample_answers_finishes_each_batch(tmp_path):
+    """`finish` sees a batch's rows before they are written; rows that are there already are not finished again."""
+    path, seen = tmp_path / "answers.jsonl", []
+
+    def finish(rows):
+        seen.append(len(rows))
+        for row in rows:
+            row["score"] = row["index"] * 10 + row["sample"]
+
+    rows = sample(path=path, finish=finish, batch_rows=6)
+    assert seen == [6, 6, 3] and [row["score"] for row in rows] == [10 * i + k for i in range(5) for k in range(3)]
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:8]))
+    assert sample(path=path, finish=finish, batch_rows=6) == rows and seen == [6, 6, 3, 6, 3]
+
+
+def test_unusable():
+    row = {"answer": "Yes.", "finish_reason": "eos", "has_tag": False}
+    assert unusable(row) == ""
+    assert unusable(row | {"finish_reason": "length"}) == "cut at the length limit"
+    assert unusable(row | {"has_tag": True}) == unusable(row | {"answer": ""}) == "holds a tag or nothing"
 
 
 def test_sample_answers_refuses_tags():

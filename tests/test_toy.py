@@ -182,6 +182,24 @@ def test_dialog():
     assert {"system", "user"} == set(systems)
 
 
+def test_written_pairs():
+    """Alike in every sentence but for content, one right; compared with the annotator's noise; train prompts only."""
+    rows = toy.written_pairs("train", 400)
+    assert rows == toy.written_pairs("train", 400) != toy.written_pairs("train", 400, seed=1)
+    right = 0
+    for row in rows:
+        wrong = row["rejected"] if row["chosen"] == row["right"] else row["chosen"]
+        one, two = toy.read(row, row["right"]), toy.read(row, wrong)
+        assert one.content == 1 and two.content < 1 and not row["is_safety"] and row["right"] in (row["chosen"], row["rejected"])
+        assert all(getattr(one, name) == getattr(two, name) for name in ("full", "opener", "closer", "rude", "refuses", "junk"))
+        right += row["chosen"] == row["right"]
+    assert 0.9 < right / len(rows) < 1, "the annotator errs now and then"
+    assert len({row["family"] for row in rows}) > 9 and len({row["rating"] for row in rows}) == 4
+    held_out = {p["prompt"][0]["content"] for split in ("dev", "test")
+                for p in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")}
+    assert not any(row["prompt"][0]["content"] in held_out for row in rows)
+
+
 def test_sft_rows():
     rows = toy.sft_rows(0)
     assert len(rows) == sum(toy.SFT_ROWS.values())
@@ -196,7 +214,7 @@ def test_make_and_hashes(tmp_path):
     """One command makes the world's files, byte for byte the published ones."""
     toy.make(tmp_path / "again")
     published = json.loads((toy.HERE / "toy_hashes.json").read_text())
-    assert toy.hashes(tmp_path / "again") == published and len(published) == 7
+    assert toy.hashes(tmp_path / "again") == published and len(published) == 8
     assert toy.hashes(toy.ensure()) == published
 
 

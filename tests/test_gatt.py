@@ -1,0 +1,580 @@
+"""Ghost Attention: where the instruction stands, where the loss is, what is kept; and whether it lasts."""
+
+import functools
+import json
+import random
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as measures
+import gatt
+import rejection_sampling
+import runtime
+from data import InputError, encode_dialog, encode_prompt, read_sft, toy
+from data.chat import encode_turn
+from eval import PROBED, adherence, adherence_by_turn, answer_turn, ask_about
+from experiments.figure10_attention import attention_to, attention_weights
+from gatt import (
+    Settings,
+    ghost_dialogs,
+    ghost_loss_mask,
+    instruct,
+    is_stable,
+    keep_answers,
+    obeys_exactly,
+    read_dialogs,
+    resample_earlier,
+    sample_constraints,
+    sample_ordinary,
+    sampling_prompt,
+    show_steps,
+    toy_constraints,
+    toy_dialogs,
+)
+from model import KVCache, generate
+from reward import AXES
+from sft import answer_loss, encode_rows
+from tests.helpers import (
+    TINY,
+    Kill,
+    Killer,
+    assert_same_weights,
+    assistant,
+    chain,
+    run_quietly,
+    scratch,
+    system,
+    tiny_model,
+    toy_tokenizer,
+    user,
+    write_lines,
+)
+from tests.reference import dialogs as reference
+
+WORD, NAME, HOBBY = toy.constraint("first word", "Kogo"), toy.constraint("figure", "Napoleon"), toy.constraint("hobby", "chess")
+END, STYLE = toy.constraint("last word", "Bada"), toy.constraint("style", "robot")
+
+
+def a_dialog(turns: int, constraints=(WORD,), **changes) -> dict:
+    messages = [m for n in range(turns - 1) for m in (user(f"Name {n} birds."), assistant(f"Owl {n}."))]
+    return {"messages": [*messages, user("Spell cat.")], "instruction": " ".join(c["long"] for c in constraints),
+            "constraints": list(constraints), "is_safety": False, "prompt": {"family": "spell"}} | changes
+
+
+def row(index: int, answer: str, **changes) -> dict:
+    ids = encode_turn(toy_tokenizer(), "x", answer)[1]
+    return {"index": index, "answer": answer, "answer_ids": ids, "finish_reason": "eos", "has_tag": False,
+            "tokenizer": toy_tokenizer().fingerprint} | changes
+
+
+@functools.cache
+def trained():
+    """A model that ends its answers: the chain's SFT."""
+    return runtime.load_model(chain()[0] / "sft")
+
+
+# ------------------------------------------------------------------------------------------------- the four steps
+
+
+def test_sample_constraints():
+    draws = [sample_constraints(random.Random(i)) for i in range(1000)]
+    assert {len(found) for found in draws} == {1, 2}
+    assert all(len({c["kind"] for c in found}) == len(found) for found in draws)
+    assert {c["kind"] for found in draws for c in found} == {"first word", "last word", "style", "figure", "hobby"}
+    held_out = set(toy.made_up_words("test"))
+    assert not [c for found in draws for c in found if c["value"] in held_out], "words of the test are never trained on"
+
+
+def test_toy_constraints():
+    """Each kind comes as often, and half of the figures are famous."""
+    kinds = [c["kind"] for i in range(3000) for c in sample_constraints(random.Random(i))]
+    assert all(0.17 < kinds.count(kind) / len(kinds) < 0.23 for kind in set(kinds))
+    figures = [c["value"] for c in toy_constraints() if c["kind"] == "figure"]
+    assert 0.45 < sum(name in toy.words.FIGURES for name in figures) / len(figures) < 0.55
+
+
+def test_sample_constraints_of_a_pool():
+    pool = [WORD, NAME, toy.constraint("figure", "Caesar"), HOBBY]
+    draws = [sample_constraints(random.Random(i), pool) for i in range(600)]
+    assert {c["value"] for found in draws for c in found} == {"Kogo", "Napoleon", "Caesar", "chess"}
+    assert all(len({c["kind"] for c in found}) == len(found) <= 2 for found in draws)
+    assert 0.43 < sum(len(found) == 2 for found in draws) / 600 < 0.57
+    assert sample_constraints(random.Random(0), [WORD]) == [WORD]
+
+
+def test_half_of_the_instructions_are_short():
+    dialogs = toy_dialogs(Settings(dialogs=600), [a_dialog(2)])
+    short = [c["short"] in d["instruction"] for d in dialogs for c in d["constraints"]]
+    assert 0.45 < sum(short) / len(short) < 0.55
+
+
+def test_instruct():
+    messages = [system("Be kind."), user("A?"), assistant("B."), user("C?")]
+    every, first = instruct(messages, "Obey."), instruct(messages, "Obey.", "first")
+    assert [m["content"] for m in every] == ["Be kind.", "Obey. A?", "B.", "Obey. C?"]
+    assert [m["content"] for m in first] == ["Be kind.", "Obey. A?", "B.", "C?"]
+    assert messages[1] == user("A?"), "the dialog itself stays as it was"
+
+
+def test_ghost_dialogs():
+    """The instruction stands in the first user message and nowhere else; loss on the last answer's sampled ids."""
+    dialogs = [a_dialog(1), a_dialog(3), a_dialog(2)]
+    answers = {2: row(2, "Kogo! It is c-a-t.", tokenizer="the other"), 1: row(1, "Kogo! Fine.")}
+    rows = ghost_dialogs(dialogs, answers)
+    assert [len(found["messages"]) for found in rows] == [6, 4], "only what was kept, in the order of the dialogs"
+    for found, i in zip(rows, (1, 2), strict=True):
+        users = [m["content"] for m in found["messages"] if m["role"] == "user"]
+        assert users == [f"{WORD['long']} {dialogs[i]['messages'][0]['content']}",
+                         *(m["content"] for m in dialogs[i]["messages"][2::2])]
+        assert found["messages"][1:-1:2] == dialogs[i]["messages"][1::2]
+        assert found["messages"][-1] == assistant(answers[i]["answer"]) and found["answer_ids"] == answers[i]["answer_ids"]
+        assert (found["train_on"], found["tokenizer"], found["constraints"]) == ("last", answers[i]["tokenizer"], [WORD])
+
+
+def test_ghost_loss_mask():
+    """By hand, and the same as what encode_dialog and a slow reference give for the toy world's dialogs."""
+    assert ghost_loss_mask([0, 0, 0, 1, 1, 1], [False, True, True, False, True, True]) == [False] * 4 + [True] * 2
+    assert ghost_loss_mask([0, 0], [False, True]) == [False, True], "a dialog of one turn is ordinary SFT"
+    rng = random.Random(0)
+    for turns in (1, 2, 3, 7, 20):
+        messages = toy.dialog(rng, turns, 0)["messages"]
+        every = encode_dialog(toy_tokenizer(), messages)
+        mask = ghost_loss_mask(every.turns, every.loss_mask)
+        assert mask == encode_dialog(toy_tokenizer(), messages, "last").loss_mask
+        if messages[0]["role"] != "system":
+            assert mask == reference.ghost_mask(toy_tokenizer(), messages)
+        answer = encode_turn(toy_tokenizer(), "x", messages[-1]["content"])[1]
+        assert [token for token, counts in zip(every.ids, mask, strict=True) if counts] == answer
+
+
+def test_ghost_dialogs_reach_the_loss():
+    """What a step is made of: the loss of a ghost row is that of its last answer's ids, every turn with BOS and EOS."""
+    tokenizer, model = toy_tokenizer(), tiny_model()
+    [found] = ghost_dialogs([a_dialog(3)], {0: row(0, "Kogo! Fine.")})
+    [dialog] = encode_rows(tokenizer, [found], 256)
+    assert dialog.ids.count(tokenizer.bos_id) == dialog.ids.count(tokenizer.eos_id) == 3
+    prompt = encode_prompt(tokenizer, found["messages"][:-1])
+    assert dialog.ids == prompt + found["answer_ids"]
+    with torch.no_grad():
+        loss, count = answer_loss(model, [dialog])
+        logprobs = model(torch.tensor([dialog.ids]))[0].log_softmax(-1)
+    expected = -sum(logprobs[len(prompt) - 1 + n, token].item() for n, token in enumerate(found["answer_ids"]))
+    assert count == len(found["answer_ids"]) and loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------- dialogs and answers
+
+
+def test_toy_dialogs():
+    ordinary = [{"messages": [user(f"Q{i}"), assistant(f"A{i}")]} for i in range(30)]
+    dialogs = toy_dialogs(Settings(dialogs=800, turns=20), ordinary)
+    lengths = [len(d["messages"]) for d in dialogs]
+    assert set(lengths) == set(range(1, 40, 2)), "1 to 20 turns, the last one open"
+    assert 6.5 < sum((n + 1) / 2 for n in lengths) / 800 < 7.8, "1 + 20 E(u²), rounded down: 7.2"
+    probed = [d["prompt"]["family"] for d in dialogs if any(c["kind"] in PROBED for c in d["constraints"])]
+    assert 0.7 < sum(family in toy.PROBES for family in probed) / len(probed) < 0.8
+    for d in dialogs:
+        kinds = {PROBED.get(c["kind"]): c["value"] for c in d["constraints"]}
+        if d["prompt"]["family"] in toy.PROBES:
+            assert d["prompt"]["item"] == kinds[d["prompt"]["family"]], "asked for what a constraint sets"
+        assert d["messages"][-1] == d["prompt"]["prompt"][0]
+        assert all(pair in [o["messages"] for o in ordinary] for pair in map(list, zip(
+            d["messages"][:-1:2], d["messages"][1::2], strict=True)))
+        assert d["instruction"] not in json.dumps(d["messages"])
+    assert dialogs == toy_dialogs(Settings(dialogs=800, turns=20), ordinary)
+    assert dialogs[0] != toy_dialogs(Settings(dialogs=1, turns=20, seed=1), ordinary)[0]
+
+
+def real_files(tmp_path) -> tuple[Path, Path]:
+    dialogs = [{"messages": [*([system("Be kind.")] if n % 2 else []), user("Hello."), assistant("Hi."), user("Why?"),
+                             assistant("Because.")], "is_safety": n == 3} for n in range(8)]
+    return write_lines(tmp_path / "dialogs.jsonl", dialogs), write_lines(tmp_path / "constraints.jsonl", [WORD, NAME, HOBBY])
+
+
+def test_read_dialogs(tmp_path):
+    data, constraints = real_files(tmp_path)
+    dialogs = read_dialogs(Settings(data=str(data), constraints=str(constraints), dialogs=6))
+    assert len(dialogs) == 6 and {sum(m["role"] == "user" for m in d["messages"]) for d in dialogs} == {1, 2}
+    assert all(d["messages"][-1]["role"] == "user" and d["messages"][0]["role"] == ("system" if n % 2 else "user")
+               for n, d in enumerate(dialogs))
+    assert [d["is_safety"] for d in dialogs] == [False, False, False, True, False, False]
+    assert {c["value"] for d in dialogs for c in d["constraints"]} <= {"Kogo", "Napoleon", "chess"}
+    one_turn = read_dialogs(Settings(data=str(data), constraints=str(constraints), turns=1))
+    assert {sum(m["role"] == "user" for m in d["messages"]) for d in one_turn} == {1}
+
+
+@pytest.mark.parametrize("wrong, told", [
+    ({"kind": "figure", "value": "X", "long": "Be X."}, r"line 1: field 'short' is missing"),
+    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' holds a tag"),
+    ({**NAME, "short": 3}, r"line 1: field 'short' is 3, wanted: str"),
+])
+def test_read_dialogs_with_bad_constraints(tmp_path, wrong, told):
+    data, _ = real_files(tmp_path)
+    with pytest.raises(InputError, match=told):
+        read_dialogs(Settings(data=str(data), constraints=str(write_lines(tmp_path / "c.jsonl", [wrong]))))
+
+
+@pytest.mark.parametrize("answer, constraints, family, expected", [
+    ("Kogo! It is red.", [WORD], "list", True),
+    ("It is red. Kogo!", [WORD], "list", False),
+    ("Sure! Kogo! It is red.", [WORD], "list", False),  # toy.obeys lets this pass
+    ("It is red. Bada.", [END], "list", True),
+    ("It is red. Bada. Bye!", [END], "list", False),
+    ("Kogo! It is red. Bada.", [WORD, END], "list", True),
+    ("Kogo! It is red.", [WORD, END], "list", False),
+    ("It is red. Beep.", [STYLE], "list", True),
+    ("My name is Napoleon.", [NAME], "name", True),
+    ("My name is Toy.", [NAME], "name", False),
+    ("It is red.", [NAME], "list", True),  # not asked for, so it need not show
+    ("My favorite hobby is chess.", [NAME, HOBBY], "hobby", True),
+    ("Kogo! My name is Napoleon.", [WORD, NAME], "name", True),
+    ("Kogo! My name is Kogo.", [WORD, NAME], "name", False),
+])
+def test_obeys_exactly(answer, constraints, family, expected):
+    assert obeys_exactly({"family": family}, answer, constraints) is expected
+
+
+def test_is_stable():
+    tokenizer, question = toy_tokenizer(), "Spell cat."
+    assert is_stable(tokenizer, question, row(0, "It is c-a-t."))
+    for change in ({"finish_reason": "length"}, {"has_tag": True}, {"answer": ""},
+                   {"answer_ids": [*tokenizer.encode("It"), tokenizer.eos_id]}):
+        assert not is_stable(tokenizer, question, row(0, "It is c-a-t.") | change)
+
+
+def test_sample_ordinary():
+    """The replay is the policy's own: temperature 1, its own ids, its own log-probabilities, nothing that is unusable."""
+    model, tokenizer = trained()
+    prompts = [toy.ask(random.Random(i)) for i in range(40)]
+    rows = sample_ordinary(model, tokenizer, prompts, Settings())
+    found = runtime.sample_answers(model, tokenizer, prompts, key=(0, "gatt", "ordinary"))
+    usable = [one for one in found if is_stable(tokenizer, prompts[one["index"]]["prompt"][0]["content"], one)]
+    assert 5 < len(rows) == len(usable)
+    for one, sampled in zip(rows, usable, strict=True):
+        assert one["messages"] == [*prompts[sampled["index"]]["prompt"], assistant(sampled["answer"])]
+        assert one["answer_ids"] == sampled["answer_ids"] and one["tokenizer"] == tokenizer.fingerprint
+    dialogs = encode_rows(tokenizer, rows, 2048)
+    assert all(d.ids[-len(r["answer_ids"]):] == r["answer_ids"] and sum(d.loss_mask) == len(r["answer_ids"])
+               for d, r in zip(dialogs, rows, strict=True))
+
+
+def test_resample_earlier(tmp_path, monkeypatch):
+    """About half of the earlier answers are exchanged, each for an answer to its own question with the instruction."""
+    dialogs, asked = [a_dialog(5) for _ in range(40)], []
+
+    def sample_answers(model, tokenizer, prompts, **options):
+        asked.extend(prompt["prompt"] for prompt in prompts)
+        return [row(i, f"Kogo! {len(prompt['prompt'][0]['content'])}") for i, prompt in enumerate(prompts)]
+
+    monkeypatch.setattr(gatt, "sample_answers", sample_answers)
+    resample_earlier(None, toy_tokenizer(), dialogs, Settings(), tmp_path)
+    new = [(d, n) for d in dialogs for n in range(1, 9, 2) if d["messages"][n]["content"].startswith("Kogo!")]
+    assert len(new) == len(asked) and 0.4 < len(new) / 160 < 0.6
+    assert all(prompt == [user(f"{WORD['long']} {d['messages'][n - 1]['content']}")]
+               for (d, n), prompt in zip(new, asked, strict=True))
+    assert all(d["messages"][8] == user("Spell cat.") and len(d["messages"]) == 9 for d in dialogs)
+
+
+def test_resample_earlier_keeps_what_cannot_stand_in_a_dialog(tmp_path, monkeypatch):
+    dialogs = [a_dialog(3)]
+    monkeypatch.setattr(gatt, "sample_answers", lambda model, tokenizer, prompts, **options: [
+        row(i, "Kogo!", finish_reason="length") for i in range(len(prompts))])
+    resample_earlier(None, toy_tokenizer(), dialogs, Settings(resampled=1.0), tmp_path)
+    assert dialogs == [a_dialog(3)]
+
+
+def test_keep_answers():
+    dialogs = [a_dialog(2), a_dialog(1), a_dialog(1)]
+    rows = [row(0, "Kogo! Red.", finish_reason="length"), row(0, "Red."), row(0, "Kogo! Blue."), row(0, "Kogo! Green."),
+            row(1, "Red."), row(2, "Kogo! Red.", has_tag=True), row(2, "Green.")]
+    assert {i: one["answer"] for i, one in keep_answers(dialogs, rows, "toy").items()} == {0: "Kogo! Blue."}
+    kept = keep_answers(dialogs, rows, "none")
+    assert {i: one["answer"] for i, one in kept.items()} == {0: "Red.", 1: "Red.", 2: "Green."}
+
+
+def test_keep_answers_by_reward():
+    """The best answer is kept, as the reward models see it behind the prompt that it was sampled from."""
+    seen = []
+
+    class FakeJudges:
+        def rewards(self, prompts, rows):
+            seen.extend(prompts)
+            return torch.tensor([{"Red.": 0.0, "Blue.": 2.0, "Green.": 1.0}[one["answer"]] for one in rows])
+
+    dialogs = [a_dialog(2), a_dialog(1)]
+    rows = [row(0, "Red."), row(0, "Blue."), row(0, "Green."), row(1, "Green."), row(1, "Red.")]
+    kept = keep_answers(dialogs, rows, "reward", FakeJudges(), ["prompt 0", "prompt 1"])
+    assert {i: one["answer"] for i, one in kept.items()} == {0: "Blue.", 1: "Green."} and seen == ["prompt 0", "prompt 1"]
+
+
+def test_sampling_prompt():
+    dialog = a_dialog(2, is_safety=True)
+    whole, alone = sampling_prompt(dialog, "dialog"), sampling_prompt(dialog, "question")
+    assert whole["prompt"] == [user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Spell cat.")]
+    assert alone["prompt"] == [user(f"{WORD['long']} Spell cat.")] and whole["is_safety"] and alone["is_safety"]
+
+
+def test_show_steps(capsys):
+    model, tokenizer = trained()
+    show_steps(model, tokenizer, [a_dialog(1), a_dialog(3)])
+    printed = capsys.readouterr().out
+    assert printed.count(WORD["long"]) == 1 + 3 + 1, "named once, then in every message, then in the first"
+    assert all(f"\n{step}. " in printed for step in (1, 2, 3, 4))
+    coloured = printed.split("not trained on")[1]
+    assert coloured.count("\033[90m<s>") == 3 and coloured.count("\033[90m</s>") == 2 and "\033[32m" in coloured
+
+
+# ----------------------------------------------------------------------------------------------------- adherence
+
+
+def test_answer_turn():
+    """Three turns from a cache equal `generate` on the whole dialog; what was asked aside leaves no trace."""
+    model, tokenizer = trained()
+    cache, ends, whole = KVCache(model.args, 2, 400), [0, 0], [[], []]
+    for turn in range(3):
+        new = [encode_turn(tokenizer, text)[0] for text in (f"Name {turn} birds.", "Hi! How do I bake a long loaf today?")]
+        aside = [encode_turn(tokenizer, "What is your name, my dear good friend of mine?")[0] for _ in new]
+        answer_turn(model, cache, ends, aside, [(9, 0), (9, 1)], temperature=1.0, eos_id=tokenizer.eos_id)
+        keys = [(0, turn, 0), (0, turn, 1)]
+        answers = answer_turn(model, cache, ends, new, keys, temperature=0.7, eos_id=tokenizer.eos_id, max_new_tokens=20)
+        whole = [old + ids for old, ids in zip(whole, new, strict=True)]
+        expected = generate(model, whole, keys, 20, 0.7, eos_id=tokenizer.eos_id)
+        assert answers == [found.ids for found in expected]
+        whole = [old + ids[:-1] for old, ids in zip(whole, answers, strict=True)]
+        ends = [len(ids) for ids in whole]
+
+
+def test_ask_about():
+    rng = random.Random(0)
+    assert {ask_about(rng, "dev", NAME)["family"] for _ in range(20)} == {"name"}
+    assert {ask_about(rng, "dev", HOBBY)["family"] for _ in range(20)} == {"hobby"}
+    assert not {ask_about(rng, "dev", None)["family"] for _ in range(300)} & set(toy.PROBES)
+
+
+@pytest.mark.parametrize("instruct", ["first", "every"])
+def test_adherence(instruct, monkeypatch):
+    """The answers judged are those of a slow reference that reads each whole dialog anew."""
+    model, tokenizer = trained()
+    dialogs, judged, real = [[WORD], [NAME], [WORD, HOBBY], [END, STYLE]], {}, toy.obeys
+
+    def obeys(prompt, answer, constraint):
+        judged.setdefault(id(constraint), []).append((prompt["prompt"][0]["content"], answer))
+        return real(prompt, answer, constraint)
+
+    dialogs = [[dict(c) for c in found] for found in dialogs]
+    monkeypatch.setattr(toy, "obeys", obeys)
+    rows = adherence(model, tokenizer, dialogs, turns=3, instruct=instruct, split="dev", seed=5, batch_rows=3)
+    assert [(r["dialog"], r["turn"]) for r in sorted(rows, key=lambda r: (r["dialog"], r["turn"]))] == [
+        (i, t) for i in range(4) for t in (1, 2, 3)]
+    for i, found in enumerate(dialogs):
+        asked = reference.dialog_answers(model, tokenizer, found, i, 3, instruct == "every", 5, zlib.crc32(b"adherence"), 0.7,
+                                         "dev", ask_about, PROBED)
+        for c in found:
+            shown = [(prompt["prompt"][0]["content"], answer) for prompt, answer in asked
+                     if c["kind"] not in PROBED or prompt["family"] == PROBED[c["kind"]]]
+            assert judged[id(c)] == shown
+
+
+def test_adherence_counts(monkeypatch):
+    """A model that obeys at turn 1 only; two constraints are told apart; a word must stand in the answer to a probe, too."""
+    model, tokenizer = trained()
+    def answer_turn(model, cache, starts, new, keys, **options):
+        texts = ["My name is Napoleon." if turn and aside else "Kogo! My name is Napoleon." for *_, turn, aside in keys]
+        return [tokenizer.encode(text, eos=True) for text in texts]
+
+    monkeypatch.setattr(measures, "answer_turn", answer_turn)
+    rows = adherence(model, tokenizer, [[WORD, NAME], [WORD]], turns=2, batch_rows=2)
+    assert rows == [{"dialog": 0, "turn": 1, "obeys": [True, True]}, {"dialog": 1, "turn": 1, "obeys": [True]},
+                    {"dialog": 0, "turn": 2, "obeys": [False, True]}, {"dialog": 1, "turn": 2, "obeys": [True]}]
+
+
+def test_adherence_by_turn():
+    rows = [{"dialog": d, "turn": t, "obeys": [t == 1 or d < 2, True]} for d in range(4) for t in (1, 2)]
+    table = adherence_by_turn(rows)
+    assert (table["1"].mean, table["2"].mean, table["mean"].mean) == (1.0, 0.5, 0.75)
+    assert adherence_by_turn(rows, 1)["mean"].mean == 1.0
+    assert table["mean"] == measures.interval([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1, 2, 2, 3, 3])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_weights(kv_heads):
+    """Weights computed from q and k, times v, are what each layer's SDPA put out; a position sees nothing behind it."""
+    model, seen = tiny_model(n_kv_heads=kv_heads), []
+    for layer in model.layers:
+        layer.attention.register_forward_hook(lambda module, inputs, output: seen.append((module, *inputs, output)))
+    with torch.no_grad():
+        model(torch.randint(0, 500, (2, 30)))
+        assert len(seen) == 2
+        for module, x, step, output in seen:
+            weights = attention_weights(module, x, step)  # (2, 4, 30, 30)
+            v = module.wv(x).unflatten(-1, (kv_heads, -1)).repeat_interleave(4 // kv_heads, 2)  # (2, 30, 4, 8)
+            mixed = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+            assert torch.allclose(module.wo(mixed), output, atol=1e-5)
+            assert torch.allclose(weights.sum(-1), torch.ones(())) and not weights.triu(1).any()
+
+
+def test_attention_to():
+    """Shares of one position over groups that cover everything sum to at least 1 for the best heads, and lie in [0, 1]."""
+    model, ids = tiny_model(), list(range(5, 25))
+    columns = torch.zeros(3, 20)
+    columns[0, :4], columns[1, 4:12], columns[2] = 1, 1, 1
+    found = attention_to(model, ids, columns)
+    assert found.shape == (20, 3) and torch.allclose(found[:, 2], torch.ones(())) and torch.allclose(found[:4, 0], torch.ones(()))
+    assert not found[:4, 1].any() and bool((found[12:, :2] < 1).all()) and bool((found[12:, :2] > 0).all())
+
+
+def test_twenty_turns_fit_the_context():
+    """The control: the two longest instructions on every one of 20 turns, answers of the longest kind."""
+    tokenizer, rng = toy_tokenizer(), random.Random(0)
+    longest = 0
+    for _ in range(30):
+        found = [toy.constraint(kind, rng.choice(toy.made_up_words("test"))) for kind in ("first word", "last word")]
+        dialog = toy.dialog(rng, 20)["messages"]
+        said = [m | {"content": toy.obey(m["content"], found)} if m["role"] == "assistant" else m for m in dialog]
+        longest = max(longest, len(encode_dialog(tokenizer, instruct(said, " ".join(c["long"] for c in found))).ids))
+    assert 1000 < longest < 2048 - 96
+
+
+# ------------------------------------------------------------------------------------------------------- the stage
+
+SMALL = [*TINY, "--context", "dialog", "--dialogs", "12", "--turns", "3", "--replay", "10", "--batch-tokens", "400",
+         "--epochs", "1"]
+
+
+def stage(out: Path, *argv) -> tuple:
+    for name in ("rlhf-v1", "rlhf-v2", *(f"reward-{axis}" for axis in AXES)):
+        if not (out / name).exists():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).symlink_to(chain()[0] / name)
+    return gatt.main, [*SMALL, "--out", str(out), "--init", str(out / "rlhf-v2"), *argv]
+
+
+@functools.cache
+def uninterrupted() -> tuple[Path, list[str], str]:
+    out = scratch() / "whole-gatt"
+    main, argv = stage(out)
+    with pytest.MonkeyPatch.context() as patch:
+        small_steps(patch)
+        killer = Killer(patch)
+        printed = run_quietly(main, *argv)
+    return out, killer.kinds, printed
+
+
+def small_steps(patch):
+    """Checkpoints and batches of sampling so small that a kill falls between many of them."""
+    patch.setitem(runtime.optimise.__kwdefaults__, "save_every", 2)
+    patch.setitem(runtime.sample_answers.__kwdefaults__, "batch_rows", 8)
+
+
+def test_main():
+    """What the stage trains on and writes: the mix that V4 takes in, every row with the instruction in turn 1 only."""
+    out, _, printed = uninterrupted()
+    rows = read_sft(out / "gatt" / "dialogs.jsonl")
+    tokenizer = toy_tokenizer()
+    assert rows and "wrote" in printed and "mix" in printed and runtime.is_finished(out / "gatt")
+    for found in rows:
+        users = [m["content"] for m in found["messages"] if m["role"] == "user"]
+        assert users[0].startswith(found["instruction"] + " ") and not any(found["instruction"] in text for text in users[1:])
+        assert found["train_on"] == "last" and found["tokenizer"] == tokenizer.fingerprint
+    for dialog, found in zip(encode_rows(tokenizer, rows, 2048), rows, strict=True):
+        assert [i for i, counts in zip(dialog.ids, dialog.loss_mask, strict=True) if counts] == found["answer_ids"]
+        assert dialog.ids.count(tokenizer.bos_id) == dialog.ids.count(tokenizer.eos_id) == len(found["messages"]) // 2
+    results = json.loads((out / "gatt" / "stage.json").read_text())["results"]
+    assert {"seconds", "cpu_seconds", "dev", "kept", "adherence"} <= results.keys()
+    before, after = (runtime.fingerprint(out / name / "consolidated.00.pth") for name in ("rlhf-v2", "gatt"))
+    assert before != after and not list((out / "gatt").glob("checkpoint*"))
+
+
+def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
+    """Step 2's prompts, and what fine-tuning is given: ghosts and replay, loss on the last answer alone."""
+    asked, tuned, real = {}, {}, runtime.sample_answers
+
+    def sample_answers(model, tokenizer, prompts, **options):
+        asked[options.get("path", Path("none")).stem] = prompts
+        return real(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(gatt, "sample_answers", sample_answers)
+    monkeypatch.setattr(gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs, **options))
+    main, argv = stage(tmp_path)
+    run_quietly(main, *argv)
+    rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
+    for found in rows:
+        prompts = [p["prompt"] for p in asked["answers-last"]]
+        first = found["messages"][:-1]
+        every = [first[0], *(m | {"content": f"{found['instruction']} {m['content']}"} if m["role"] == "user" else m
+                             for m in first[1:])]
+        assert every in prompts
+    assert len(asked["answers-ordinary"]) == 50 and not any("prompt" not in p for p in asked["answers-ordinary"])
+    assert len(rows) < len(tuned["dialogs"]) <= len(rows) + 10, "the ghosts, and at most --replay ordinary answers"
+    assert all(sum(d.loss_mask) == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))
+               for d in tuned["dialogs"])
+    assert all(d.loss_mask[-1] for d in tuned["dialogs"]), "EOS is trained on"
+
+
+def test_dialogs_go_into_a_round(tmp_path, monkeypatch):
+    """`--mix dialogs.jsonl` is taken as it is."""
+    tuned = {}
+    monkeypatch.setattr(rejection_sampling, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs))
+    out, _, _ = uninterrupted()
+    for name in ("sft", "rlhf-v1", "rlhf-v2", *(f"reward-{axis}" for axis in AXES)):
+        (tmp_path / name).symlink_to(chain()[0] / name)
+    mix = shutil.copy(out / "gatt" / "dialogs.jsonl", tmp_path / "mix.jsonl")
+    run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", 3, "--max-prompts", 16, "--annotator", "none",
+                "--pool", "last", "--mix", mix)
+    ghosts = read_sft(mix)
+    assert [d.ids for d in tuned["dialogs"][-len(ghosts):]] == [
+        encode_prompt(toy_tokenizer(), found["messages"][:-1]) + found["answer_ids"] for found in ghosts]
+
+
+@pytest.mark.parametrize("moment", [0.1, 0.35, 0.6, 0.8, 0.95])
+def test_killed_and_run_again(moment, tmp_path, monkeypatch):
+    whole, kinds, _ = uninterrupted()
+    assert {"step", "generate", "replace", "fsync"} <= set(kinds)
+    main, argv = stage(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        small_steps(patch)
+        Killer(patch, 1 + round(moment * (len(kinds) - 1)))
+        run_quietly(main, *argv)
+    assert not runtime.is_finished(tmp_path / "gatt")
+    small_steps(monkeypatch)
+    run_quietly(main, *argv)
+    assert_same_weights(whole / "gatt", tmp_path / "gatt")
+    for path in (whole / "gatt").glob("*.jsonl"):
+        assert sorted(path.read_bytes().splitlines()) == sorted((tmp_path / "gatt" / path.name).read_bytes().splitlines()), path
+    assert "is finished already" in run_quietly(main, *argv)
+
+
+@pytest.mark.parametrize("check", ["reward", "none"])
+def test_real_dialogs(tmp_path, check):
+    data, constraints = real_files(tmp_path)
+    main, argv = stage(tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", check)
+    run_quietly(main, *argv)
+    rows = read_sft(tmp_path / "out" / "gatt" / "dialogs.jsonl")
+    assert rows and {len([m for m in found["messages"] if m["role"] == "user"]) for found in rows} <= {1, 2}
+
+
+@pytest.mark.parametrize("argv, told", [
+    (("--data", "x.jsonl"), "--check toy knows the toy world's"),
+    (("--short", "1.5"), "--short and --resampled from 0 to 1"),
+    (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
+    (("--preset", "llama-2-7b"), "needs dialogs and constraints"),
+])
+def test_bad_settings(tmp_path, argv, told):
+    with pytest.raises(InputError, match=told):
+        run_quietly(gatt.main, "--out", tmp_path, "--check", "toy", *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_model_names_the_command(tmp_path):
+    with pytest.raises(InputError, match=r"rlhf-v3 is missing; `python rejection_sampling.py --rounds 1-3`"):
+        run_quietly(gatt.main, *TINY, "--out", tmp_path)
+
+
+def test_show(tmp_path):
+    main, argv = stage(tmp_path)
+    printed = run_quietly(main, *argv, "--show")
+    assert "4. the loss mask" in printed and not (tmp_path / "gatt").exists()
