@@ -29,7 +29,8 @@ from data.jsonl import need
 from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate, print_table, summary
 from eval import Settings as EvalSettings
 from model import Transformer
-from rejection_sampling import Judges, best_of, newest_reward_models
+from rejection_sampling import Judges, best_of
+from reward import newest_reward_models
 from runtime import (
     check_positive,
     choose_device,
@@ -59,10 +60,10 @@ class Settings:
     check: Literal["toy", "reward", "none"] = "toy"  # what chooses among the answers: exact markers, reward models, nothing
     dialogs: int = 2400  # our choice; with --data at most so many
     turns: int = 20  # the longest dialog; short ones, which cost less, are more frequent (see `toy_dialogs`)
-    short: float = 0.5  # chance of a constraint's short form (paper: half of the time)
+    short: float = 0.5  # chance of a constraint's short form in training (paper: half of the time); sampling sees the long one
     context: Literal["question", "dialog"] = "question"  # what a last answer is sampled from: its question alone, or all
     samples: int = 8  # answers to a dialog's last question, of which one is kept; our choice
-    temperature: float = 0.7  # of these answers; our choice
+    temperature: float = 0.7  # of these answers; our choice (1 cost some helpfulness)
     resampled: float = 0.5  # share of the earlier answers that are sampled under the instruction; our choice
     replay: int = 2400  # ordinary answers of the policy trained on beside the dialogs; our choice
     epochs: int = 2  # our choice
@@ -81,7 +82,7 @@ class Settings:
 PAPER = dict(data="", constraints="", check="reward", context="dialog", dialogs=10000, batch_tokens=64 * 4096, micro_tokens=4096,
              learning_rate=2e-5)
 PRESETS = {
-    "tiny": dict(check="reward", dialogs=40, turns=4, replay=60), "toy": {},
+    "tiny": dict(check="none", dialogs=40, turns=4, replay=60), "toy": {},
     "small": dict(learning_rate=2e-4, batch_tokens=16384),
     "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER,
 }
@@ -215,12 +216,17 @@ def sample_ordinary(model: Transformer, tokenizer: Tokenizer, prompts: list[dict
     return found
 
 
+def in_full(dialog: dict) -> str:
+    """The dialog's instruction with nothing shortened: what answers are sampled under, since it is obeyed more often."""
+    return " ".join(constraint["long"] for constraint in dialog["constraints"])
+
+
 def resample_earlier(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings, folder: Path) -> None:
     """Exchange a share of the earlier answers for answers under the instruction, each to its own question alone."""
     rng = random.Random(f"gatt resampled {s.seed}")
     places = [(dialog, n) for dialog in dialogs for n, message in enumerate(dialog["messages"])
               if message["role"] == "assistant" and rng.random() < s.resampled]
-    prompts = [{"prompt": instruct([dialog["messages"][n - 1]], dialog["instruction"])} for dialog, n in places]
+    prompts = [{"prompt": instruct([dialog["messages"][n - 1]], in_full(dialog))} for dialog, n in places]
     rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "earlier"), temperature=s.temperature,
                           path=folder / "answers-earlier.jsonl", desc="earlier answers")
     for (dialog, n), prompt, row in zip(places, prompts, rows, strict=True):
@@ -232,7 +238,7 @@ def sampling_prompt(dialog: dict, context: str) -> dict:
     """What a dialog's last answer is sampled from: the whole dialog, or its last question, with the instruction in each
     user message (step 2)."""
     messages = dialog["messages"] if context == "dialog" else dialog["messages"][-1:]
-    return {"prompt": instruct(messages, dialog["instruction"]), "is_safety": dialog["is_safety"]}
+    return {"prompt": instruct(messages, in_full(dialog)), "is_safety": dialog["is_safety"]}
 
 
 def keep_answers(dialogs: list[dict], rows: list[dict], check: str, judges: Judges | None = None,
@@ -261,7 +267,7 @@ def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict]) ->
             print(f"  {message['role']:>9}: {message['content']}")
 
     show(f"1. a dialog, and an instruction that must hold throughout: {dialog['instruction']!r}", dialog["messages"])
-    every = instruct(dialog["messages"], dialog["instruction"])
+    every = instruct(dialog["messages"], in_full(dialog))
     [row] = sample_answers(model, tokenizer, [{"prompt": every}], key=(0, "gatt", "show"), temperature=0.0)
     answer = {"role": "assistant", "content": row["answer"]}
     show("2. the instruction in every user message; the newest model answers the last one", [*every, answer])

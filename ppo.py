@@ -32,8 +32,8 @@ from data import InputError, Tokenizer, batches_by_length, encode_prompt, has_ta
 from eval import VERSIONS, evaluate, print_table, summary
 from eval import Settings as EvalSettings
 from model import Transformer, generate, token_logprobs
-from rejection_sampling import Judges, newest_reward_models
-from reward import AXES
+from rejection_sampling import Judges
+from reward import AXES, newest_reward_models
 from runtime import (
     Metrics,
     adamw,

@@ -47,6 +47,7 @@ from reward import (
     combine_rewards,
     encode_answer,
     load_reward_model,
+    newest_reward_models,
     pick_prompts,
     report,
     save_reward_model,
@@ -262,15 +263,6 @@ def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[d
     table = {temperature: statistics.fmean(found.get(i, min(everything)) for i in range(len(prompts)))
              for temperature, found in maxima.items()}
     return max(table, key=table.get), table
-
-
-def newest_reward_models(out: Path, rounds: list[Path]) -> dict[str, Path]:
-    """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first ones in OUT."""
-    found = {}
-    for axis in AXES:
-        refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}").is_dir()]
-        found[axis] = refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
-    return found
 
 
 def run_round(version: int, s: Settings) -> None:

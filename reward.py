@@ -34,6 +34,7 @@ from runtime import (
     choose_dtype,
     finish_stage,
     in_batches,
+    is_finished,
     load_checkpoint,
     load_model,
     open_stage,
@@ -379,18 +380,23 @@ def load_reward_model(folder: Path, device: str | torch.device = "cpu") -> tuple
     return model.to(device).eval(), tokenizer
 
 
-def newest_reward_models(out: Path) -> dict[str, Path]:
-    """{axis: folder} of the newest reward models: those of the last round that refreshed them, else OUT/reward-*.
+def newest_reward_models(out: Path, rounds: list[Path] | None = None, axes: tuple[str, ...] = AXES) -> dict[str, Path]:
+    """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first one.
+
+    Args:
+        rounds: folders; None: all in OUT that are finished.
 
     Raises:
-        InputError: there are none. One alone, as from `--data`, is enough.
+        InputError: an axis has no reward model; names the command that makes it.
     """
-    rounds = sorted((path for path in out.glob("rlhf-v*") if path.name[6:].isdigit()), key=lambda path: int(path.name[6:]))
-    for folder in [*rounds[::-1], out]:
-        found = {axis: folder / f"reward-{axis}" for axis in AXES if (folder / f"reward-{axis}" / "reward_head.pth").exists()}
-        if len(found) == 2 or (found and folder == out):
-            return found
-    raise InputError(f"{out} holds no reward model; `python reward.py` makes them")
+    if rounds is None:
+        finished = (path for path in out.glob("rlhf-v*") if path.name[6:].isdigit() and is_finished(path))
+        rounds = sorted(finished, key=lambda path: int(path.name[6:]))
+    found = {}
+    for axis in axes:
+        refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}" / "reward_head.pth").exists()]
+        found[axis] = refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
+    return found
 
 
 def score_dialogs(models: dict[str, tuple[RewardModel, Tokenizer]], dialogs: list[dict]) -> list[dict]:
@@ -450,7 +456,8 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(s.seed)
     device = choose_device(s.device)
     if s.score or s.try_:
-        models = {axis: load_reward_model(path, device) for axis, path in newest_reward_models(s.out).items()}
+        there = tuple(axis for axis in AXES if (s.out / f"reward-{axis}").is_dir()) or AXES  # one alone, as of --data, will do
+        models = {axis: load_reward_model(path, device) for axis, path in newest_reward_models(s.out, axes=there).items()}
         if s.score:
             terminal.print_scores(score_dialogs(models, terminal.add_annotator(preferences.read_answers(s.score))))
         return terminal.try_answers(lambda dialogs: score_dialogs(models, dialogs)) if s.try_ else None

@@ -15,12 +15,13 @@ from torch import Tensor
 import eval as measures
 from data import Tokenizer, read_preferences, read_prompts, toy, write_jsonl
 from data.jsonl import RATINGS
-from rejection_sampling import Judges, newest_reward_models
+from rejection_sampling import Judges
 from reward import (
     RewardModel,
     collect_preferences,
     deepen,
     end_of_prompt,
+    newest_reward_models,
     pick_prompts,
     score_pairs,
     set_shift,

@@ -57,7 +57,7 @@ def measure(root: Path, prompts: list[dict], samples: int, seed: int) -> dict:
 
 def draw(result: dict) -> None:
     figure, panels = draw_panels(4, width=3.4)
-    names = list(next(iter(result.values())))
+    names = [name for name in next(iter(result.values())) if all(name in one for one in result.values())]
     centres = [(i + 0.5) / BINS for i in range(BINS)]
     shown = [(axis, which) for axis in AXES for which in ("newest reward model", "annotator")]
     for panel, (axis, which) in zip(panels, shown, strict=True):

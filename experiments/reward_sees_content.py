@@ -5,8 +5,9 @@
 The SFT model's own log-probability nearly always tells which answer is right; a scalar head on its last state, trained on
 sampled pairs alone, does not at all. The default therefore adds pairs that people wrote, alike in style and one of them wrong,
 and two layers for the head to read from. Beside it: the default without the one or the other, with four times as many written
-pairs, and, a departure from the paper, a head that reads the answer's log-probabilities (`reward.py --head logprobs`). Each is
-measured where it counts, too: on pairs that the policy sampled, and by the annotator's score of the best of 16 answers.
+pairs, and, a departure from the paper, a head that reads the answer's log-probabilities (`reward.py --head logprobs`), in
+larger, gentler steps, since others spoil the log-probabilities that it reads. Each is measured where it counts, too: on
+pairs that the policy sampled, and by the annotator's score of the best of 16 answers.
 Writes experiments/results/reward_sees_content.json and .png.
 """
 
@@ -46,7 +47,8 @@ ARMS = {  # name: (written pairs, changes of reward.py's settings)
     "sampled pairs only": (0, {}),
     "no more layers": (9000, dict(more_layers=0)),
     "four times the written pairs": (36_000, {}),
-    "reads log-probabilities (not the paper's)": (0, dict(more_layers=0, head="logprobs")),
+    "reads log-probabilities (not the paper's)": (0, dict(more_layers=0, head="logprobs", batch_tokens=1200,
+                                                               learning_rate=5e-4)),
 }
 
 

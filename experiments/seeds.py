@@ -31,7 +31,7 @@ class Settings:
 def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
     """Summaries, win rates over SFT, scores by family, reward-model accuracies and seconds of one finished chain."""
     prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
-    names = [name for name in measures.VERSIONS if is_finished(root / name)]
+    names = [name for name in ("sft", *(f"rlhf-v{v}" for v in range(1, 5))) if is_finished(root / name)]
     judged = {name: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=samples) for name in names}
     records = {name: json.loads((root / name / "stage.json").read_text())["results"]
                for name in [*names, "reward-helpfulness", "reward-safety"]}

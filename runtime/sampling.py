@@ -1,5 +1,7 @@
 """Sampling many answers: batches planned beforehand, written one by one, so that a killed run goes on where it was."""
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ from tqdm import tqdm
 from data import InputError, Tokenizer, batches_by_length, encode_prompt, has_tag
 from model import Transformer, generate
 from runtime.checkpoint import append_rows, resume_rows
+from runtime.stage import fingerprint
+from runtime.weights import load_model
 
 
 def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, key: tuple, samples: int = 1,
@@ -86,3 +90,39 @@ def in_batches(forward, sequences: list[list[int]], batch_tokens: int = 16384) -
     for batch in batches_by_length([len(ids) for ids in sequences], batch_tokens):
         result[batch] = forward([sequences[i] for i in batch]).float().cpu()
     return result
+
+
+# ---- kept answers ----
+
+def made_by(folder: Path, *settings) -> str:
+    """A mark of who made something and how: the model's fingerprint and the settings."""
+    return hashlib.sha256(json.dumps([fingerprint(folder), *settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_rows(path: Path, mark: str) -> list[dict]:
+    """The rows of a JSONL file, if all of them bear this mark; else the file goes, since another model made it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = resume_rows(path)
+    if any(row.get("made_by") != mark for row in rows):
+        path.unlink()
+        return []
+    return rows
+
+
+def cached_answers(folder: Path, prompts: list[dict], path: Path, *, system: str = "", samples: int = 1,
+                   temperature: float = 1.0, max_new_tokens: int = 96, seed: int = 0,
+                   device: str | torch.device = "cpu") -> list[dict]:
+    """Answers of the model in `folder`, kept in `path` and sampled once per model, prompts and settings; by prompt and sample.
+
+    system: a system prompt for all. Each row also has "made_by" and the "tokenizer" of its ids.
+    """
+    if system:
+        prompts = [prompt | {"prompt": [{"role": "system", "content": system}, *prompt["prompt"]]} for prompt in prompts]
+    mark = made_by(folder, [prompt["prompt"] for prompt in prompts], samples, temperature, max_new_tokens, seed)
+    rows = kept_rows(path, mark)
+    if len(rows) < len(prompts) * samples:
+        model, tokenizer = load_model(folder, device)
+        rows = sample_answers(model, tokenizer, prompts, key=(seed, "evaluation"), samples=samples, temperature=temperature,
+                              max_new_tokens=max_new_tokens, path=path, desc=path.stem, finish=lambda batch: [
+                                  row.update(made_by=mark, tokenizer=tokenizer.fingerprint) for row in batch])
+    return sorted(rows, key=lambda row: (row["index"], row["sample"]))

@@ -59,6 +59,8 @@ def parse_settings(Settings, description, presets=None, argv=None):
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": _converter(kinds[field.name]), "metavar": field.name.split("_")[-1].upper()}
+            if names := field.metadata.get("names"):  # several words behind one option: --compare A B
+                options |= {"type": str, "metavar": names, "nargs": len(names)}
             if field.name == "preset" and presets:
                 options |= {"choices": list(presets), "metavar": "|".join(presets)}
             elif typing.get_origin(kind) is typing.Literal:

@@ -1,10 +1,15 @@
-"""Scores of answers in the terminal: a table, and a loop in which you type prompts and answers and see them at once."""
+"""Answers in the terminal: a table of scores, a loop in which you type prompts and answers and see their scores at once, and
+one in which you judge pairs of answers, not knowing whose they are."""
 
 import json
+import random
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 
 from data import InputError, toy
+from data.annotators import choice, sides_swapped
+from runtime.checkpoint import append_rows, resume_rows
 
 Judge = Callable[[list[dict]], list[dict]]  # dialogs {"prompt", "answer", "is_safety"?} -> the same with their scores
 
@@ -60,3 +65,45 @@ def ask(question: str) -> str:
         return input(question).strip()
     except EOFError:
         return ""
+
+
+def unswap(grade: int, swapped: bool) -> int:
+    """What was typed, 1 (the left answer is much better) to 7 (the right one), as 3 (the first model's is much better) to -3.
+
+    >>> unswap(1, False), unswap(1, True), unswap(4, True)
+    (3, -3, 0)
+    """
+    return grade - 4 if swapped else 4 - grade
+
+
+def ask_grades(prompts: list[dict], rows: list[dict], baseline: list[dict], path: Path, seed: int = 0) -> list[dict]:
+    """A person compares answers pair by pair, not knowing whose they are (§3.4.2, A.3.7: seven grades, sides at random).
+
+    What is answered stands in `path` and is not asked again; equal answers are ties unasked. "q" ends the asking.
+
+    Returns:
+        rows {"index", "sample", "grade"} of all pairs judged so far, from 3 (the first model's answer is much better) to -3.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark, order = rows[0]["made_by"] + baseline[0]["made_by"], random.Random(f"{seed} human").sample(range(len(rows)), len(rows))
+    done = {(row["index"], row["sample"]): row for row in resume_rows(path) if row["made_by"] == mark}
+    for number, i in enumerate(order, 1):
+        first, second, typed = rows[i], baseline[i], "4"
+        swapped = sides_swapped("human", seed, i)
+        if (first["index"], first["sample"]) in done:
+            continue
+        if first["answer"] != second["answer"]:
+            print(f"\n[{number}/{len(rows)}]")
+            for message in prompts[first["index"]]["prompt"]:
+                print(f"  {message['role']}: {message['content']}")
+            left, right = (second, first) if swapped else (first, second)
+            print(f"  LEFT:  {left['answer']}\n  RIGHT: {right['answer']}")
+            typed = choice("left is much better 1, better 2, slightly 3; equal 4; right is slightly 5, better 6, much better 7; "
+                           "stop q", "1234567q")
+        if typed == "q":
+            break
+        row = {"index": first["index"], "sample": first["sample"], "grade": unswap(int(typed), swapped), "swapped": swapped,
+               "made_by": mark}
+        append_rows(path, [row])
+        done[row["index"], row["sample"]] = row
+    return list(done.values())

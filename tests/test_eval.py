@@ -370,7 +370,7 @@ def test_main():
         for name in ("sft", "rlhf-v1", "rlhf-v2")
     }
     for name, answers in rows.items():
-        [line] = [line for line in printed["eval"].splitlines() if line.startswith(f"{name} ")]
+        line = next(line for line in printed["eval"].splitlines() if line.startswith(f"{name} "))
         again = judge(prompts, [dict(row) for row in answers])
         assert len(again) == len(prompts) and again == answers
         assert f"{summary(prompts, again)['helpfulness'].mean:.3f}" in line
@@ -378,7 +378,7 @@ def test_main():
             assert short(compare(prompts, again, rows["sft"])["safety"]) in line
     for family in {p["family"] for p in prompts}:
         assert f"\n{family} " in printed["eval"]
-    assert "by family, rlhf-v2 against sft" in printed["eval"]
+    assert "rlhf-v2 against sft by family" in printed["eval"]
     for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
         assert any(line.startswith(f"{family} ") and line.endswith(verdict(found.difference)) and str(found.difference) in line
                    for line in printed["eval"].splitlines())

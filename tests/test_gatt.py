@@ -22,6 +22,7 @@ from gatt import (
     Settings,
     ghost_dialogs,
     ghost_loss_mask,
+    in_full,
     instruct,
     is_stable,
     keep_answers,
@@ -311,8 +312,14 @@ def test_keep_answers_by_reward():
     assert {i: one["answer"] for i, one in kept.items()} == {0: "Blue.", 1: "Green."} and seen == ["prompt 0", "prompt 1"]
 
 
+def test_in_full():
+    assert in_full(a_dialog(1, (WORD, NAME), instruction="First word: Kogo. Figure: Napoleon.")) == (
+        "Begin every answer with the word Kogo. Always act as Napoleon.")
+
+
 def test_sampling_prompt():
-    dialog = a_dialog(2, is_safety=True)
+    """The instruction in every message, in full even where training sees the short form."""
+    dialog = a_dialog(2, is_safety=True, instruction=WORD["short"])
     whole, alone = sampling_prompt(dialog, "dialog"), sampling_prompt(dialog, "question")
     assert whole["prompt"] == [user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Spell cat.")]
     assert alone["prompt"] == [user(f"{WORD['long']} Spell cat.")] and whole["is_safety"] and alone["is_safety"]
@@ -346,6 +353,16 @@ def test_answer_turn():
         assert answers == [found.ids for found in expected]
         whole = [old + ids[:-1] for old, ids in zip(whole, answers, strict=True)]
         ends = [len(ids) for ids in whole]
+
+
+def test_answer_turn_at_the_end_of_the_cache():
+    """A short row that has ended does not run out of the cache while another goes on."""
+    model, tokenizer = trained()
+    new = [encode_turn(tokenizer, text)[0] for text in ("Hi.", "Hi! Name four birds. " * 6)]
+    options = dict(temperature=0.01, eos_id=-1)  # nobody ever ends
+    free = answer_turn(model, KVCache(model.args, 2, 200), [0, 0], new, [(0,), (1,)], max_new_tokens=30, **options)
+    tight = answer_turn(model, KVCache(model.args, 2, len(new[1]) + 10), [0, 0], new, [(0,), (1,)], max_new_tokens=30, **options)
+    assert tight[0] == free[0] and tight[1][:10] == free[1][:10]
 
 
 def test_ask_about():
@@ -504,10 +521,9 @@ def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
     rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
     for found in rows:
         prompts = [p["prompt"] for p in asked["answers-last"]]
-        first = found["messages"][:-1]
-        every = [first[0], *(m | {"content": f"{found['instruction']} {m['content']}"} if m["role"] == "user" else m
-                             for m in first[1:])]
-        assert every in prompts
+        text = " ".join(c["long"] for c in found["constraints"])
+        bare = [m | {"content": m["content"].removeprefix(found["instruction"] + " ")} for m in found["messages"][:-1]]
+        assert [m | {"content": f"{text} {m['content']}"} if m["role"] == "user" else m for m in bare] in prompts
     assert len(asked["answers-ordinary"]) == 50 and not any("prompt" not in p for p in asked["answers-ordinary"])
     assert len(rows) < len(tuned["dialogs"]) <= len(rows) + 10, "the ghosts, and at most --replay ordinary answers"
     assert all(sum(d.loss_mask) == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))

@@ -33,8 +33,8 @@ from ppo import (
     whiten_advantages,
     whiten_rewards,
 )
-from rejection_sampling import Judges, newest_reward_models
-from reward import AXES, RewardModel, save_reward_model
+from rejection_sampling import Judges
+from reward import AXES, RewardModel, newest_reward_models, save_reward_model
 from runtime import adamw, load_checkpoint, load_model
 from tests.helpers import TINY, chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import policy as slow

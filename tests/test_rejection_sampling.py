@@ -20,7 +20,6 @@ from rejection_sampling import (
     SamplePool,
     best_of,
     candidates,
-    newest_reward_models,
     run_round,
     sample_and_score,
     search_temperature,
@@ -513,22 +512,6 @@ def test_show_candidates():
         assert reward == (safety if float(safety) < -1.73 else helpfulness)
     assert run_quietly(rejection_sampling.main, *argv, "--init", out / "sft").startswith(f"{out / 'sft'},")
     assert run_quietly(rejection_sampling.main, *argv, "--temperature", 0.2) != printed
-
-
-def test_newest_reward_models(tmp_path):
-    """The last round that refreshed them; the first ones where none did."""
-    rounds_ = [tmp_path / name for name in ("rlhf-v1", "rlhf-v2", "rlhf-v3")]
-    for folder in (tmp_path, rounds_[0], rounds_[1]):
-        (folder / "reward-helpfulness").mkdir(parents=True)
-    (tmp_path / "reward-safety").mkdir()
-    assert newest_reward_models(tmp_path, rounds_) == {
-        "helpfulness": rounds_[1] / "reward-helpfulness", "safety": tmp_path / "reward-safety"}
-    (tmp_path / "reward-safety").rmdir()
-    with pytest.raises(InputError, match="reward-safety is missing; `python reward.py`"):
-        newest_reward_models(tmp_path, rounds_)
-
-
-# --------------------------------------------------------------------------------------- names, mixes, other annotators
 
 
 def test_a_round_of_another_name(tmp_path):

@@ -288,7 +288,7 @@ def test_main_learns_other_pairs_than_it_is_judged_on(tmp_path, monkeypatch):
     (("--mix-share", "0.5,1"), "two shares below 1"),
     (("--extra", "x.jsonl", "--mix-share", "0,0"), "more than 0 where --extra is used"),
     (("--data", "x.jsonl", "--init", "none"), "x.jsonl"),
-    (("--score", "x.jsonl"), "no reward model; `python reward.py` makes them"),
+    (("--score", "x.jsonl"), "reward-helpfulness is missing; `python reward.py` makes it"),
 ])
 def test_main_refuses(argv, told, tmp_path):
     with pytest.raises(InputError, match=told):
@@ -323,18 +323,28 @@ def test_newest_reward_models(tmp_path):
             (tmp_path / folder / f"reward-{axis}").mkdir(parents=True)
             (tmp_path / folder / f"reward-{axis}" / "reward_head.pth").touch()
 
-    with pytest.raises(InputError, match="no reward model; `python reward.py` makes them"):
-        newest_reward_models(tmp_path)
+    def finish(folder):
+        record = {"settings": {}, "inputs": {}, "finished": True}
+        (tmp_path / folder / "stage.json").write_text(json.dumps(record))
+
     make("", "helpfulness")
-    assert newest_reward_models(tmp_path) == {"helpfulness": tmp_path / "reward-helpfulness"}
+    with pytest.raises(InputError, match="reward-safety is missing; `python reward.py` makes it"):
+        newest_reward_models(tmp_path)
+    assert newest_reward_models(tmp_path, axes=("helpfulness",)) == {"helpfulness": tmp_path / "reward-helpfulness"}
     make("", "safety")
     make("rlhf-v11", "helpfulness")  # killed before its second one was done
     (tmp_path / "rlhf-v12").mkdir()  # annotator none: none refreshed
+    finish("rlhf-v12")
     assert newest_reward_models(tmp_path) == {axis: tmp_path / f"reward-{axis}" for axis in reward.AXES}
     make("rlhf-v9", *reward.AXES)
     make("rlhf-v10", *reward.AXES)
     make("rlhf-v10-ppo", *reward.AXES)
+    for folder in ("rlhf-v9", "rlhf-v10", "rlhf-v10-ppo"):
+        finish(folder)
     assert newest_reward_models(tmp_path) == {axis: tmp_path / "rlhf-v10" / f"reward-{axis}" for axis in reward.AXES}
+    rounds = [tmp_path / "rlhf-v9", tmp_path / "rlhf-v11"]
+    assert newest_reward_models(tmp_path, rounds) == {
+        "helpfulness": rounds[1] / "reward-helpfulness", "safety": rounds[0] / "reward-safety"}, "axis by axis"
 
 
 def test_score_dialogs():

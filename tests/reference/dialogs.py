@@ -27,7 +27,7 @@ def dialog_answers(model, tokenizer, constraints: list[dict], number: int, turns
             if turn == 0 or every:
                 question = f"{instruction} {question}"
             asked = ids + tokenizer.encode(f"[INST] {question} [/INST]", bos=True)
-            [answer] = generate(model, [asked], [(seed, key, number, turn, aside)], 96, temperature, eos_id=tokenizer.eos_id)
+            [answer] = generate(model, [asked], [(seed, key, number, turn, aside)], 64, temperature, eos_id=tokenizer.eos_id)
             found.append((prompt, tokenizer.decode(answer.ids).strip()))
         ids = asked + answer.ids + [tokenizer.eos_id] * (answer.ids[-1] != tokenizer.eos_id)
     return found
