@@ -67,23 +67,23 @@ class Settings:
     init: str = ""  # the model to start from, which also answers the prompts; empty: OUT/sft; none: random weights
     data: str = ""  # JSONL of preferences to train on, ours or HH-RLHF; empty: sample pairs and annotate them
     extra: str = "toy"  # "the rest": more such files, comma-separated; toy: pairs that people wrote, alike in style
-    mix_share: tuple[float, ...] = (0.5, 0.0)  # of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1)
+    mix_share: tuple[float, ...] = (0.0, 0.0)  # of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1); see README
     max_tokens: int = 0  # longest dialog of HH-RLHF, longer ones lose their oldest turns; 0: the model's context
     folds: int = 0  # cross-validate on --data in so many folds, beside simple baselines, then train on all; --init none: 5
     prompts: str = "toy"  # JSONL of prompts to collect preferences on
     annotator: Literal["toy", "human", "file"] = "toy"  # toy, human, or file: pairs are written out for you to label
-    helpfulness_pairs: int = 9000  # our choice; a prompt may come twice, with other answers
+    helpfulness_pairs: int = 4800  # our choice; a prompt may come twice, with other answers
     safety_pairs: int = 2000  # our choice; three in four on prompts tagged unsafe or borderline
     temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers (paper: varied)
     max_new_tokens: int = 96  # longest answer that is sampled
     margin: Literal["none", "small", "large"] = "small"  # Table 27; the paper does not say which one
-    more_layers: int = 2  # on top of the chat model, for the head to read from (paper: 0); our choice, see `deepen`
+    more_layers: int = 0  # on top of the chat model, for the head to read from; not the paper's, see `deepen`
     head: Literal["last", "logprobs"] = "last"  # paper: a scalar head (on the last state); logprobs: see RewardModel
     auxiliary_weight: float = 1.0  # weight of the auxiliary safety loss (paper A.3.4 prints no formula); safety model only
     epochs: int = 1  # paper: one, since more over-fit
-    batch_tokens: int = 500  # tokens a step (paper: 512 pairs); small steps, as in sft.py
+    batch_tokens: int = 1200  # tokens a step (paper: 512 pairs)
     micro_tokens: int = 16384  # tokens a forward pass
-    learning_rate: float = 8e-4  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
+    learning_rate: float = 5e-4  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
     weight_decay: float = 0.1  # paper
     seed: int = 0  # of heads, sampling, annotators' noise and order
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -95,12 +95,12 @@ class Settings:
 
 
 PAPER = dict(batch_tokens=1024 * 1024, micro_tokens=8192, learning_rate=1e-5, max_new_tokens=1024,
-             mix_share=(0.5, 0.1), extra="", more_layers=0)
+             mix_share=(0.5, 0.1), extra="")
 PRESETS = {
     "tiny": dict(helpfulness_pairs=200, safety_pairs=120), "toy": {}, "small": dict(learning_rate=2e-4, batch_tokens=8192),
     "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER | dict(learning_rate=5e-6),
 }
-FROM_SCRATCH = dict(folds=5, max_tokens=256, more_layers=0, batch_tokens=4000, learning_rate=2e-3)  # on top, with --init none
+FROM_SCRATCH = dict(folds=5, max_tokens=256, batch_tokens=4000, learning_rate=2e-3)  # on top, with --init none
 
 
 class RewardModel(nn.Module):

@@ -236,7 +236,12 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
     shutil.copy(made()[0].parent / "prompts.jsonl", tmp_path)
     (tmp_path / "out" / "eval" / "report.html").unlink()
     monkeypatch.setattr(runtime.sampling, "generate", lambda *args, **kwargs: pytest.fail("sampled again"))
+    asked = []
+    monkeypatch.setattr(evaluation, "cached_answers", lambda folder, *args, system="", **options: (
+        asked.append((folder.name, system)) or cached_answers(folder, *args, system=system, **options)))
     printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--samples", 2))
+    told = toy.words.ORDINARY_SYSTEM
+    assert asked == [*((name, "") for name in MODELS), ("sft", told), ("rlhf-v2", told)], "both or none have a system prompt"
     assert printed.split() == made()[1].replace(str(made()[0]), str(tmp_path / "out")).split()
     assert (tmp_path / "out" / "eval" / "report.html").exists()
 
@@ -287,6 +292,7 @@ def test_cached_answers(tmp_path):
         assert {row["made_by"] for row in kept_rows(path, other[0]["made_by"])} == {other[0]["made_by"]}
     other = cached_answers(folder, few_prompts()[6:12], path, samples=2)
     assert [row["answer_ids"] for row in other] != [row["answer_ids"] for row in rows]
+    assert cached_answers(folder, prompts, path, samples=2) == rows
     runtime.save_model(folder, tiny_model(seed=1), toy_tokenizer())
     newer = cached_answers(folder, prompts, path, samples=2)
     assert [row["answer_ids"] for row in newer] != [row["answer_ids"] for row in rows], "another model, other answers"
