@@ -73,7 +73,7 @@ class Settings:
     prompts: str = "toy"  # JSONL of prompts to collect preferences on
     annotator: Literal["toy", "human", "file"] = "toy"  # toy, human, or file: pairs are written out for you to label
     helpfulness_pairs: int = 4800  # our choice; a prompt may come twice, with other answers
-    safety_pairs: int = 2000  # our choice; three in four on prompts tagged unsafe or borderline
+    safety_pairs: int = 4000  # our choice; three in four on prompts tagged unsafe or borderline
     temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers (paper: varied)
     max_new_tokens: int = 96  # longest answer that is sampled
     margin: Literal["none", "small", "large"] = "small"  # Table 27; the paper does not say which one
@@ -81,9 +81,9 @@ class Settings:
     head: Literal["last", "logprobs"] = "last"  # paper: a scalar head (on the last state); logprobs: see RewardModel
     auxiliary_weight: float = 1.0  # weight of the auxiliary safety loss (paper A.3.4 prints no formula); safety model only
     epochs: int = 1  # paper: one, since more over-fit
-    batch_tokens: int = 1200  # tokens a step (paper: 512 pairs)
+    batch_tokens: int = 500  # tokens a step (paper: 512 pairs); small steps, as in sft.py
     micro_tokens: int = 16384  # tokens a forward pass
-    learning_rate: float = 5e-4  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
+    learning_rate: float = 8e-4  # paper: 1e-5, 5e-6 for 70B; ours suits a small model
     weight_decay: float = 0.1  # paper
     seed: int = 0  # of heads, sampling, annotators' noise and order
     device: str = "auto"  # auto, cpu, cuda, mps
