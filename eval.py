@@ -128,7 +128,7 @@ def prediction_interval(values: list[float]) -> Interval:
     """Where one more run lies with 95 %, after these: mean ± t s sqrt(1 + 1/n). The 1 is the new run's own spread.
 
     >>> prediction_interval([1.0, 2.0, 3.0])  # s = 1, t = 4.3027, sqrt(4/3)
-    Interval(mean=2.0, low=-2.968272, high=6.968272)
+    Interval(mean=2.0, low=-2.968275, high=6.968275)
     """
     mean, n = statistics.fmean(values), len(values)
     if n == 1:

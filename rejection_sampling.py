@@ -94,8 +94,7 @@ class Settings:
     samples: int = 8  # K, answers to each prompt; the paper does not say
     max_new_tokens: int = 96  # longest answer; one that gets there has no end to learn from and is left out
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)  # tried on dev prompts; the paper finds the best one moves
-    annotator: Literal["toy", "human", "file", "none"] = "toy"  # toy; human: asks you; file: writes the pairs out, stops,
-    # and goes on when run again with them labelled; none: the reward models stay as they are
+    annotator: Literal["toy", "human", "file", "none"] = "toy"  # toy, human, file (label pairs, run again) or none (no refresh)
     helpfulness_pairs: int = 2400  # fresh preferences a round; our choice: late rounds differ in content, seen by fresh ones
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair

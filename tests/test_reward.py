@@ -563,7 +563,8 @@ def test_main_on_preferences_of_ones_own(tmp_path):
     path = write_lines(
         tmp_path / "mine.jsonl", [{k: v for k, v in row.items() if v is not None} for row in LABELLED * 6]
     )
-    printed = run_quietly(reward.main, *TINY, "--out", tmp_path, "--init", out / "sft", "--data", path, "--epochs", 3)
+    printed = run_quietly(reward.main, *TINY, "--out", tmp_path, "--init", out / "sft", "--data", path, "--epochs", 3,
+                              "--batch-tokens", 1200, "--learning-rate", 5e-4)
     assert "accuracy on 2 held-out pairs" in printed
     for axis in AXES:
         assert runtime.is_finished(tmp_path / f"reward-{axis}")
