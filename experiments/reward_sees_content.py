@@ -120,7 +120,7 @@ def draw_and_print(found: list[dict]) -> None:
         name: {"best of 16": measures.interval([one[name]["best of 16"][0] for one in found])} for name in names})
     figure, panels = draw_panels(3, 3.2)
     for panel, (title, kind, column) in zip(panels, (("right content, style alike", "content", "all"), ("sampled pairs",
-            "sampled pairs", "average"), ("annotator's score, best of 16", "best of 16", 0)), strict=True):
+            "sampled pairs", "average"), ("score of the best of 16", "best of 16", 0)), strict=True):
         values = [[one[name][kind][column] if kind == "best of 16" else one[name][kind][column][0] for one in found]
                   for name in names]
         panel.barh(names, [sum(v) / len(v) for v in values], color="tab:blue", alpha=0.4)
