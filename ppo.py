@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import InputError, Tokenizer, batches_by_length, encode_prompt, has_tag, pad, read_prompts, toy, write_jsonl
+from data import InputError, batches_by_length, has_tag, pad, read_prompts, toy, write_jsonl
 from eval import VERSIONS, evaluate, print_table, summary
 from eval import Settings as EvalSettings
 from model import Transformer, generate, token_logprobs
@@ -41,6 +41,7 @@ from runtime import (
     check_positive,
     choose_device,
     choose_dtype,
+    encode_prompts,
     finish_stage,
     is_finished,
     load_checkpoint,
@@ -272,19 +273,6 @@ def micro_batches(mask: Tensor, picked: list[int], micro_tokens: int) -> list[tu
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()  # (batch)
     batches = [[picked[i] for i in found] for found in batches_by_length([ends[row] for row in picked], micro_tokens)]
     return [(rows, max(ends[row] for row in rows)) for rows in batches]
-
-
-def encode_prompts(tokenizer: Tokenizer, prompts: list[dict], max_seq_len: int) -> list[list[int]]:
-    """Prompts as ids. InputError naming file and line for a tag in its content, or one that leaves no room to answer."""
-    encoded = []
-    for prompt in prompts:
-        try:
-            encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
-            if len(encoded[-1]) >= max_seq_len:
-                raise InputError(f"the prompt has {len(encoded[-1])} tokens, the model's context only {max_seq_len}")
-        except InputError as error:
-            raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
-    return encoded
 
 
 def pad_answers(prompts: list[list[int]], answers: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

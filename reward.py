@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import InputError, Tokenizer, encode_prompt, pad, plan_steps, preferences, read_prompts, toy, write_jsonl
+from data import InputError, Tokenizer, encode_dialog, encode_prompt, pad, plan_steps, preferences, read_prompts, toy, write_jsonl
 from data.annotators import ANNOTATORS, check_annotator
 from data.jsonl import RATINGS
 from model import PRESETS as SIZES
@@ -107,7 +107,7 @@ class RewardModel(nn.Module):
     """A transformer whose next-token head gives way to a scalar one, read at the answer's last token (§3.2.2).
 
     `shift` is subtracted from the helpfulness score, whose zero ranking leaves free: the mean score of the answers in the
-    first 500 training pairs.
+    first 500 pairs of its own.
 
     Not the paper's, off by default: with `end_of_prompt` (see there) the next-token head stays beside the scalar one, and
     the score adds two weighted numbers, the sum and the minimum of the answer's log-probabilities under the body. A small
@@ -224,8 +224,6 @@ def combine_rewards(safety: Tensor, helpfulness: Tensor, is_safety: Tensor, thre
 
 def encode_answer(tokenizer: Tokenizer, prompt: list[dict], answer: str, answer_ids: list[int] | None = None) -> list[int]:
     """Prompt and answer as ids; the ids that were sampled where they are known, else the text's, with EOS."""
-    from data import encode_dialog
-
     if answer_ids is not None:
         return encode_prompt(tokenizer, prompt) + list(answer_ids)
     return encode_dialog(tokenizer, [*prompt, {"role": "assistant", "content": answer}]).ids
@@ -469,7 +467,9 @@ def main(argv: list[str] | None = None) -> None:
                             else (Path(s.prompts), None))
     settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "axis", "score", "try_")}
     inputs = ({} if s.init == "none" else {"init": init}) | ({"data": Path(s.data)} if s.data else {"prompts": train_file})
-    extra = {"toy": "" if s.data or s.prompts != "toy" else str(toy.FOLDER / "pairs-written.jsonl")}.get(s.extra, s.extra)
+    extra = s.extra if any(s.mix_share) else ""  # files that nothing is drawn from are no inputs
+    if extra == "toy":
+        extra = "" if s.data or s.prompts != "toy" else str(toy.FOLDER / "pairs-written.jsonl")
     inputs |= {f"extra {path}": Path(path) for path in extra.split(",") if path}
     axes = AXES if s.axis == "both" else (s.axis,)
     if s.data and s.axis == "both" and not preferences.has_safety_labels(s.data):

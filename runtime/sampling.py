@@ -16,6 +16,19 @@ from runtime.stage import fingerprint
 from runtime.weights import load_model
 
 
+def encode_prompts(tokenizer: Tokenizer, prompts: list[dict], max_seq_len: int) -> list[list[int]]:
+    """Prompts as ids. InputError naming file and line for a tag in its content, or one that leaves no room to answer."""
+    encoded = []
+    for prompt in prompts:
+        try:
+            encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
+            if len(encoded[-1]) >= max_seq_len:
+                raise InputError(f"the prompt has {len(encoded[-1])} tokens, the model's context only {max_seq_len}")
+        except InputError as error:
+            raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
+    return encoded
+
+
 def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, key: tuple, samples: int = 1,
                    temperature: float | list[float] = 1.0, top_p: float = 1.0, max_new_tokens: int = 96,
                    batch_rows: int = 160, path: Path | None = None, desc: str = "sample",
@@ -35,14 +48,7 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
     """
     temperatures = temperature if isinstance(temperature, list) else [temperature] * samples
     key = tuple(part if isinstance(part, int) else zlib.crc32(str(part).encode()) for part in key)
-    encoded = []
-    for prompt in prompts:
-        try:
-            encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
-            if len(encoded[-1]) >= model.args.max_seq_len:
-                raise InputError(f"the prompt has {len(encoded[-1])} tokens, the model's context only {model.args.max_seq_len}")
-        except InputError as error:
-            raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
+    encoded = encode_prompts(tokenizer, prompts, model.args.max_seq_len)
     lengths = [len(ids) for ids in encoded]
     per_batch = max(1, batch_rows // samples)
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])

@@ -19,7 +19,6 @@ from ppo import (
     Settings,
     answer_logprobs,
     describe,
-    encode_prompts,
     gae,
     held_out,
     kl_penalty,
@@ -35,7 +34,7 @@ from ppo import (
 )
 from rejection_sampling import Judges
 from reward import AXES, RewardModel, newest_reward_models, save_reward_model
-from runtime import adamw, load_checkpoint, load_model
+from runtime import adamw, encode_prompts, load_checkpoint, load_model
 from tests.helpers import TINY, chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import policy as slow
 
@@ -271,15 +270,6 @@ def test_micro_batches():
         assert all(length == max(ends[row] for row in rows) for rows, length in found)
         assert all(len(rows) == 1 or len(rows) * length <= tokens for rows, length in found)
     assert len(found) == 1
-
-
-def test_encode_prompts():
-    prompts = toy_prompts(4)
-    assert encode_prompts(toy_tokenizer(), prompts, 256) == [encode_prompt(toy_tokenizer(), p["prompt"]) for p in prompts]
-    with pytest.raises(InputError, match="file, line 3: the prompt has [0-9]+ tokens, the model's context only 8"):
-        encode_prompts(toy_tokenizer(), [{"prompt": [user("a " * 9)], "where": "file, line 3"}], 8)
-    with pytest.raises(InputError, match="line 4: the user's content holds the tag"):
-        encode_prompts(toy_tokenizer(), [{"prompt": [user("[INST]")], "where": "line 4"}], 99)
 
 
 def test_pad_answers():

@@ -8,7 +8,7 @@ import torch
 import runtime
 from data import InputError, encode_prompt
 from model import Generation, generate
-from runtime import in_batches, sample_answers, unusable
+from runtime import encode_prompts, in_batches, sample_answers, unusable
 from tests.helpers import system, tiny_model, toy_prompts, toy_tokenizer, user
 
 PROMPTS = [
@@ -174,3 +174,12 @@ def test_in_batches():
     assert in_batches(forward, sequences, batch_tokens=8).tolist() == [15, 45, 5, 35, 10]
     assert len(seen) > 2, "several batches, results in the order given"
     assert in_batches(forward, []).tolist() == []
+
+
+def test_encode_prompts():
+    prompts = toy_prompts(4)
+    assert encode_prompts(toy_tokenizer(), prompts, 256) == [encode_prompt(toy_tokenizer(), p["prompt"]) for p in prompts]
+    with pytest.raises(InputError, match="file, line 3: the prompt has [0-9]+ tokens, the model's context only 8"):
+        encode_prompts(toy_tokenizer(), [{"prompt": [user("a " * 9)], "where": "file, line 3"}], 8)
+    with pytest.raises(InputError, match="line 4: the user's content holds the tag"):
+        encode_prompts(toy_tokenizer(), [{"prompt": [user("[INST]")], "where": "line 4"}], 99)
