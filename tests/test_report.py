@@ -383,7 +383,7 @@ def test_load_judges(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ A against B
 
 
-def test_compare_two(tmp_path):
+def test_compare_two(monkeypatch):
     """Names in OUT or folders; the printed numbers are those of the measures, A's wins over B."""
     out = made()[0]
     printed = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", "rlhf-v2", "sft"))
@@ -401,6 +401,14 @@ def test_compare_two(tmp_path):
     assert "judged by reward models" in printed and re.search(rf"\nsafety +{wins[0]:.3f} ", printed)
     with pytest.raises(InputError, match="--compare nowhere: neither a model in"):
         run_quietly(evaluation.main, *arguments(out, "--compare", "nowhere", "sft"))
+    def by_length(rows):  # a judge under whom one of the two is better for sure
+        return [row | dict.fromkeys(AXES, len(row["answer"])) for row in rows]
+
+    monkeypatch.setattr(evaluation, "load_judges", lambda *rest: {"length": (by_length, 0.0)})
+    printed = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", "rlhf-v2", "sft"))
+    expected = compare(prompts, by_length(rows["rlhf-v2"]), by_length(rows["sft"]), tie=0.0)
+    assert any(found.wins != found.losses for found in expected.values())
+    assert all(re.search(rf"\n{axis} +{re.escape(str(found))}", printed) for axis, found in expected.items())
 
 
 class Person:
