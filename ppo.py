@@ -4,10 +4,12 @@ The paper: maximise the expected reward R(g|p) = R̃_c(g|p) - β KL(π_θ || π_
 whitened, and π_0 the policy at the start. AdamW, constant learning rate 1e-6, 512 answers an iteration, mini-batches of 64
 with one gradient step each, clip 0.2, β 0.01 (7B, 13B) or 0.005 (34B, 70B), 200 to 400 iterations, early stop on held-out
 prompts.
-Ours, since the paper does not say: the value function is a network of its own, a copy of the policy with a head that starts
-at 0 and learns alone for a few iterations; advantages by GAE with γ = 1, whitened over the answer tokens of an iteration;
-KL token by token as log π/π_0 of what was sampled, whose sum over the answer is an unbiased estimate; the reward stands at
-the answer's last token; the whitening of the reward also shifts its mean to 0, batch by batch; an answer that ran into the
+Before it, fresh preferences on that policy, on which the reward models are refreshed, as before every round: without them
+PPO finds what they have not seen. Ours, since the paper does not say: the value function is a network of its own, which
+starts as the helpfulness model (an answer's last token then has its value from the first step on), learns alone for a few
+iterations; advantages by GAE with γ = 1, whitened over the answer tokens of an iteration; KL
+token by token as log π/π_0 of what was sampled, whose sum over the answer is an unbiased estimate; the reward stands at the
+answer's last token; the whitening of the reward also shifts its mean to 0, batch by batch; an answer that ran into the
 length limit (or holds a tag) gets a fixed low reward; the policy samples at temperature 1 without top-p, so that what was
 sampled is what is trained. Deleted: entropy bonus, clipping of the value loss, further passes over a batch, adaptive β.
 
@@ -19,7 +21,7 @@ import math
 import random
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +31,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import InputError, batches_by_length, has_tag, pad, read_prompts, toy, write_jsonl
+from data.annotators import check_annotator
 from eval import VERSIONS, evaluate, print_table, summary
 from eval import Settings as EvalSettings
 from model import Transformer, generate, token_logprobs
-from rejection_sampling import Judges
-from reward import AXES, newest_reward_models
+from rejection_sampling import PRESETS as ROUND_PRESETS
+from rejection_sampling import Judges, refresh_reward_models
+from rejection_sampling import Settings as RoundSettings
+from reward import AXES, RewardModel, newest_reward_models
 from runtime import (
     Metrics,
     adamw,
@@ -68,20 +73,23 @@ class Settings:
     init: str = ""  # the model to start from, which is also π_0; empty: OUT/rlhf-v4. Writes OUT/(its name)-ppo
     prompts: str = "toy"  # JSONL of prompts; one in ten of them (at most 256) is held out for the early stop
     max_prompts: int = 0  # use the first so many; 0: all
+    annotator: Literal["toy", "human", "file", "none"] = "toy"  # of fresh pairs by the model to start from; none: no refresh
+    helpfulness_pairs: int = 10000  # fresh preferences before PPO; our choice: more than a round's, since PPO goes further
+    safety_pairs: int = 300  # the same for safety
     iterations: int = 50  # paper: 200 to 400
-    batch: int = 128  # answers an iteration (paper: 512)
-    mini_batch: int = 64  # answers a gradient step (paper: 64)
+    batch: int = 256  # answers an iteration (paper: 512)
+    mini_batch: int = 32  # answers a gradient step (paper: 64)
     micro_tokens: int = 16384  # tokens a forward pass
-    learning_rate: float = 4e-4  # constant (paper: 1e-6); at 5e-4 with mini-batches of 32 facts were forgotten
+    learning_rate: float = 1.5e-4  # constant (paper: 1e-6); at 4e-4 steps are noise and facts are forgotten
     value_learning_rate: float = 1e-3  # of the value network; our choice
     weight_decay: float = 0.1  # paper
     clip: float = 0.2  # paper
-    beta: float = 0.1  # weight of the KL penalty (paper: 0.01; 34B and 70B 0.005)
+    beta: float = 0.03  # weight of the KL penalty (paper: 0.01; 34B and 70B 0.005)
     shift_mean: bool = True  # the reward's whitening shifts the mean to 0, too; our choice
     gamma: float = 1.0  # discount; our choice: an answer is short
     lam: float = 0.95  # λ of generalised advantage estimation; our choice
     cut_reward: float = -2.0  # whitened reward of an answer without EOS, or with a tag; our choice
-    value_init: Literal["policy", "reward"] = "policy"  # whose weights the value network starts from; our choice
+    value_init: Literal["policy", "reward"] = "reward"  # what the value network starts as; our choice
     value_warmup: int = 5  # iterations in which the value network learns alone; our choice
     max_new_tokens: int = 96  # longest answer
     evaluate_every: int = 10  # iterations between evaluations on held-out prompts
@@ -96,10 +104,11 @@ class Settings:
     fresh: bool = False  # start over: delete what is in the folder
 
 
-PAPER = dict(iterations=400, batch=512, mini_batch=64, micro_tokens=8192, learning_rate=1e-6, value_learning_rate=1e-6,
-             beta=0.01, max_new_tokens=1024, value_init="reward", max_kl=50.0, prompts="")
+PAPER = dict(annotator="none", iterations=400, batch=512, mini_batch=64, micro_tokens=8192, learning_rate=1e-6,
+             value_learning_rate=1e-6, beta=0.01, max_new_tokens=1024, value_init="reward", max_kl=50.0, prompts="")
 PRESETS = {
-    "tiny": dict(iterations=6, batch=16, mini_batch=8, value_warmup=1, evaluate_every=2, save_every=2),
+    "tiny": dict(helpfulness_pairs=40, safety_pairs=30, iterations=6, batch=16, mini_batch=8, value_warmup=1,
+                 evaluate_every=2, save_every=2),
     "toy": {}, "small": dict(learning_rate=5e-5, value_learning_rate=2e-4, iterations=100),
     "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-34b": PAPER | dict(beta=0.005),
     "llama-2-70b": PAPER | dict(beta=0.005),
@@ -126,13 +135,14 @@ class Rollout:
 
 
 class Critic(nn.Module):
-    """The value function: a transformer whose next-token head gives way to a scalar one that starts at 0."""
+    """The value function: a transformer whose next-token head gives way to a scalar one, which starts at 0."""
 
     def __init__(self, body: Transformer):
         super().__init__()
         self.body = body
-        self.head = nn.Linear(body.args.dim, 1, bias=False, device=body.tok_embeddings.weight.device)
+        self.head = nn.Linear(body.args.dim, 1, device=body.tok_embeddings.weight.device)
         nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         if not body.args.tie_word_embeddings:
             body.output.requires_grad_(False)  # not used
 
@@ -140,6 +150,12 @@ class Critic(nn.Module):
         """tokens, mask (batch, seq) -> values (batch, seq), float32: at t of all tokens before t; 0 outside of the mask."""
         values = self.head(self.body.features(tokens[:, :-1])).squeeze(-1).float()  # (batch, seq - 1)
         return F.pad(values, (1, 0)).masked_fill(~mask, 0.0)  # (batch, seq)
+
+    @torch.no_grad()
+    def start_at(self, model: RewardModel, mean: float, spread: float) -> None:
+        """Take over the reward model's head, in the units of whitened rewards: it then foresees (score - mean) / spread."""
+        self.head.weight.copy_(model.head.weight / spread)
+        self.head.bias.fill_(-(model.shift.item() + mean) / spread)
 
 
 # ------------------------------------------------------------------------------------------------------------ equations
@@ -390,7 +406,8 @@ def describe(batch: Rollout, prompts: list[dict]) -> dict[str, float]:
 
 @torch.no_grad()
 def held_out(policy: Transformer, reference: Transformer, judges: Judges, prompts: list[dict], s: Settings) -> dict[str, float]:
-    """Mean combined reward, KL per answer in nats and length on held-out prompts; equal random numbers each time."""
+    """Mean combined reward and its standard deviation ("spread"), KL per answer in nats and length on held-out prompts; equal
+    random numbers each time."""
     rows = sample_answers(policy, judges.tokenizer, prompts, key=(s.seed, "ppo held-out"), samples=s.held_out_samples,
                           max_new_tokens=s.max_new_tokens, desc="held-out")
     rewards = judges.rewards(prompts, rows)  # (answers)
@@ -400,12 +417,12 @@ def held_out(policy: Transformer, reference: Transformer, judges: Judges, prompt
     for picked, length in micro_batches(mask, list(range(len(rows))), s.micro_tokens):
         reference_sum[picked] = answer_logprobs(reference, tokens[picked, :length], mask[picked, :length]).sum(1)
     kl = sum(row["logprob"] for row in rows) / len(rows) - reference_sum.mean().item()
-    return {"reward": rewards.mean().item(), "kl": kl, "length": mask.sum().item() / len(rows),
+    return {"reward": rewards.mean().item(), "spread": rewards.std().item(), "kl": kl, "length": mask.sum().item() / len(rows),
             **{axis: sum(row[axis] for row in rows) / len(rows) for axis in AXES}}
 
 
 def main(argv: list[str] | None = None) -> None:
-    # 1. settings, prompts, five models: policy, reference, value network, two reward models
+    # 1. settings, prompts, models
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     check_positive(s, "iterations", "batch", "mini_batch", "micro_tokens", "learning_rate", "value_learning_rate", "clip",
                    "max_new_tokens", "evaluate_every", "held_out_samples", "patience", "max_kl", "save_every")
@@ -418,8 +435,9 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     init = require(s.init or s.out / "rlhf-v4", "python rejection_sampling.py")
-    folder, rounds = s.out / f"{init.name}-ppo", [s.out / name for name in VERSIONS if is_finished(s.out / name)]
-    judge_folders = newest_reward_models(s.out, [*rounds, init])  # its own, where it has them
+    older = VERSIONS[: VERSIONS.index(init.name)] if init.name in VERSIONS else VERSIONS
+    folder, earlier = s.out / f"{init.name}-ppo", [*(s.out / name for name in older if is_finished(s.out / name)), init]
+    judge_folders = newest_reward_models(s.out, earlier)  # its own, where it has them
     if not s.prompts:
         raise InputError(f"--preset {s.preset} needs prompts: --prompts FILE.jsonl")
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
@@ -435,18 +453,29 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{train_file}: one prompt is too few; one in ten, at least one, is held out for the early stop")
     policy, tokenizer = load_model(init, device)
     encode_prompts(tokenizer, prompts + dev, policy.args.max_seq_len)  # tells of a prompt that cannot be used
-    judges = Judges(judge_folders, device)
-    if judges.tokenizer.fingerprint != tokenizer.fingerprint:
+    check_annotator(s.annotator, prompts)
+    if Judges(judge_folders, device).tokenizer.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{init} and {judge_folders['safety']} have different tokenizers; PPO scores the ids as sampled")
     if not open_stage(folder, settings, {"model": init, "prompts": train_file, **judge_folders}, s.fresh):
         return
+
+    # 2. fresh preferences on the model to start from, on which the reward models are refreshed, as before every round
+    tables = {}
+    if s.annotator != "none":
+        shared = ("out", "annotator", "helpfulness_pairs", "safety_pairs", "max_new_tokens", "seed")
+        fresh = replace(RoundSettings(), **ROUND_PRESETS.get(s.preset, {}) | {name: getattr(s, name) for name in shared})
+        judge_folders, tables = refresh_reward_models([policy], tokenizer, prompts, judge_folders, fresh, label=folder.name,
+                                                      number=100, earlier=earlier, folder=folder, dtype=dtype)
+
+    # 3. five models: policy, reference, value network, two reward models
+    judges = Judges(judge_folders, device)
     reference = load_model(init, device)[0].requires_grad_(False)
     critic = Critic(load_model(init if s.value_init == "policy" else judge_folders["helpfulness"], device)[0])
     optimizers = {"policy": adamw(policy, s.learning_rate, s.weight_decay),
                   "critic": adamw(critic, s.value_learning_rate, s.weight_decay)}
     parts = {"policy": policy, "critic": critic, **{f"{name} optimizer": x for name, x in optimizers.items()}}
 
-    # 2. go on where a killed run was
+    # 4. go on where a killed run was
     checkpoint, best_file, samples = folder / "checkpoint-ppo.pth", folder / "checkpoint-best.pth", folder / "rollouts.jsonl"
     first, best, stale = 0, {"reward": -math.inf}, 0
     if checkpoint.exists():
@@ -460,13 +489,15 @@ def main(argv: list[str] | None = None) -> None:
     write_jsonl(samples, [row for row in resume_rows(samples) if row["iteration"] < first])
     print(f"{len(prompts):,} prompts, {len(dev)} held out; {s.iterations} iterations of {s.batch}, on {device} in {dtype}")
 
-    # 3. iterations: sample, score, advantages (see `rollout`), update; now and then the early stop's look at other prompts
+    # 5. iterations: sample, score, advantages (see `rollout`), update; now and then the early stop's look at other prompts
     bar = tqdm(total=s.iterations, initial=first, desc="ppo", mininterval=1, disable=None)
     for iteration in range(first, s.iterations + 1):
         if iteration % s.evaluate_every == 0 or iteration == s.iterations:
             found = held_out(policy, reference, judges, dev, s) | {"iteration": iteration}
             metrics.log("held-out", iteration, **{k: v for k, v in found.items() if k != "iteration"})
             start = found if iteration == 0 else best["start"]
+            if iteration == 0 and s.value_init == "reward":
+                critic.start_at(judges.models["helpfulness"], found["reward"], found["spread"])
             if found["reward"] > best["reward"] and found["kl"] <= s.max_kl:
                 best, stale = found | {"start": start}, 0
                 save_checkpoint(best_file, {"policy": policy.state_dict()})
@@ -500,11 +531,12 @@ def main(argv: list[str] | None = None) -> None:
                             | {"iteration": iteration + 1, "best": best, "stale": stale})
     bar.close()
 
-    # 4. save the best, measure
+    # 6. save the best, measure
     policy.load_state_dict(load_checkpoint(best_file, device)["policy"])
     save_model(folder, policy, tokenizer)
     save_checkpoint(folder / "critic.pth", critic.state_dict())  # as it is at the end; for experiments/ppo_microscope.py
-    results = {"iterations": iteration, "best": best, "reward_models": {axis: str(path) for axis, path in judge_folders.items()},
+    results = {"iterations": iteration, "best": best, "refreshed": tables,
+               "reward_models": {axis: str(path) for axis, path in judge_folders.items()},
                "seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu}
     print(f"\nheld-out prompts: reward {best['start']['reward']:.3f} -> {best['reward']:.3f}, {best['kl']:.2f} nats of KL, "
           f"{best['start']['length']:.1f} -> {best['length']:.1f} tokens; best of {iteration} iterations: {best['iteration']}")

@@ -125,6 +125,8 @@ PRESETS = {
     "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER | dict(reward_learning_rate=5e-6),
 }
 
+MAX_REPLAY = 2400  # earlier pairs that a reward model sees again in a refresh; our choice
+
 
 def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
     """For each prompt the number of its best answer; of equal ones the first.
@@ -264,6 +266,56 @@ def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[d
     return max(table, key=table.get), table
 
 
+def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, prompts: list[dict], current: dict[str, Path],
+                          s: Settings, *, label: str, number: int, earlier: list[Path], folder: Path,
+                          dtype: torch.dtype) -> tuple[dict[str, Path], dict]:
+    """Fresh preferences between answers of the newest policies (§3.2.1), on which the reward models learn on (§3.2.2): the
+    fresh pairs and as many earlier ones (at most MAX_REPLAY), so that they know the new answers and forget nothing.
+
+    Args:
+        prompts: to collect on. current: {axis: folder of the reward model so far}. s: pairs of each axis, annotator, …
+        label, number: of the randomness. earlier: folders of rounds, whose pairs count as earlier ones.
+        folder: gets pairs-AXIS.jsonl and reward-AXIS.
+
+    Returns:
+        ({axis: folder of the refreshed reward model}, {axis: accuracy of the one so far on the fresh pairs}).
+
+    Raises:
+        NotAnnotated: a person has to label the pairs first.
+    """
+    fresh, tables, refreshed, waiting = {}, {}, {}, []
+    for axis in AXES:
+        picked = pick_prompts(prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + number)
+        try:
+            fresh[axis] = collect_preferences(policies, tokenizer, picked, axis, annotator=s.annotator,
+                                              temperatures=s.pair_temperatures, key=(s.seed, label), folder=folder,
+                                              max_new_tokens=s.max_new_tokens)
+            write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
+        except NotAnnotated as stop:  # both files are written, then a person has both to label
+            waiting.append(str(stop))
+    if waiting:
+        raise NotAnnotated(". ".join(waiting))
+    for axis in AXES:
+        refreshed[axis] = folder / f"reward-{axis}"
+        model, judges_tokenizer = load_reward_model(current[axis], policies[0].tok_embeddings.weight.device)
+        if fresh[axis]:
+            tables[axis] = report(model, judges_tokenizer, fresh[axis], axis, "fresh (not yet learned)")
+        if not (refreshed[axis] / "reward_head.pth").exists():
+            first = s.out / f"reward-{axis}" / "pairs.jsonl"
+            files = [first, *(path / f"pairs-{axis}.jsonl" for path in earlier)]
+            older = [row for file in files if file.exists() for _, row in read_jsonl(file)]
+            count = min(len(older), len(fresh[axis]), MAX_REPLAY)
+            replay = random.Random(f"{s.seed} {number} {axis}").sample(older, count)
+            train_reward_model(model, judges_tokenizer, fresh[axis] + replay, margin=s.margin,
+                               auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
+                               micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
+                               weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + number, dtype=dtype)
+            if axis == "helpfulness":
+                set_shift(model, judges_tokenizer, read_preferences(require(first, "python reward.py")))
+            save_reward_model(refreshed[axis], model, judges_tokenizer)
+    return refreshed, tables
+
+
 def run_round(version: int, s: Settings) -> None:
     """One round: RLHF-V(n) from V(n-1). Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched."""
     started, cpu, label = time.time(), time.process_time(), f"rlhf-v{version}"
@@ -275,7 +327,8 @@ def run_round(version: int, s: Settings) -> None:
     for path, command in zip(before, commands, strict=True):
         require(path, command)
     newest = Path(s.init) if s.init else before[-1]
-    judges_before = newest_reward_models(s.out, before[1:])
+    earlier = before[1:] + [newest] * bool(s.init)  # whose reward models and pairs this round goes on from
+    judges_before = newest_reward_models(s.out, earlier)
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
     settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix",
@@ -300,37 +353,11 @@ def run_round(version: int, s: Settings) -> None:
     print(f"\n=== {name}: {len(prompts)} prompts x {s.samples} answers from {newest}")
 
     # 1. annotate: fresh preferences between the newest model and the one before it; refresh the reward models
-    tables, current = {}, dict(judges_before)
+    tables, current = {}, judges_before
     if s.annotator != "none":
-        older, fresh, waiting = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0], {}, []
-        for axis in AXES:
-            picked = pick_prompts(all_prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + version)
-            try:
-                fresh[axis] = collect_preferences([model, older], tokenizer, picked, axis, annotator=s.annotator,
-                                                  temperatures=s.pair_temperatures, key=(s.seed, label), folder=folder,
-                                                  max_new_tokens=s.max_new_tokens)
-                write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
-            except NotAnnotated as stop:  # both files are written, then a person has both to label
-                waiting.append(str(stop))
-        if waiting:
-            raise NotAnnotated(". ".join(waiting))
-        for axis in AXES:
-            current[axis] = folder / f"reward-{axis}"
-            reward_model, judges_tokenizer = load_reward_model(judges_before[axis], device)
-            if fresh[axis]:
-                tables[axis] = report(reward_model, judges_tokenizer, fresh[axis], axis, "fresh (not yet learned)")
-            if not (current[axis] / "reward_head.pth").exists():
-                first = s.out / f"reward-{axis}" / "pairs.jsonl"
-                files = [first, *(path / f"pairs-{axis}.jsonl" for path in before[1:])]
-                earlier = [row for file in files if file.exists() for _, row in read_jsonl(file)]
-                replay = random.Random(f"{s.seed} {version} {axis}").sample(earlier, min(len(earlier), len(fresh[axis])))
-                train_reward_model(reward_model, judges_tokenizer, fresh[axis] + replay, margin=s.margin,
-                                   auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
-                                   micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
-                                   weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + version, dtype=dtype)
-                if axis == "helpfulness":
-                    set_shift(reward_model, judges_tokenizer, read_preferences(require(first, "python reward.py")))
-                save_reward_model(current[axis], reward_model, judges_tokenizer)
+        older = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0]
+        current, tables = refresh_reward_models([model, older], tokenizer, all_prompts, judges_before, s, label=label,
+                                                number=version, earlier=earlier, folder=folder, dtype=dtype)
     judges = Judges(current, device)
 
     # 2. choose the temperature on dev prompts

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 
 import pytest
 import torch
@@ -225,6 +226,18 @@ def test_value_loss():
 
 
 # --------------------------------------------------------------------------------------------------------------- models
+
+
+def test_critic_starts_at_the_reward_model(judges):
+    """Behind a text's last token it expects (score - mean) / spread, the reward model's own score with its shift."""
+    model = judges.models["helpfulness"]
+    model.shift.fill_(0.7)
+    critic, ids = Critic(tiny_model(0)), torch.tensor([[1, 5, 6, 7, 8]])  # the body of that reward model
+    critic.start_at(model, 2.0, 4.0)
+    found = critic(torch.tensor([[1, 5, 6, 7, 8, 2]]), torch.tensor([[False] * 5 + [True]]))  # (1, 6)
+    wanted = (model(ids, torch.tensor([5])) - 2.0) / 4.0
+    model.shift.zero_()
+    assert found[0, 5].item() == pytest.approx(wanted.item(), abs=1e-5) and not found[0, :5].any()
 
 
 def test_critic():
@@ -492,10 +505,18 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def with_first_pairs(out):
+    """A root that knows the pairs of the chain's first reward models."""
+    for axis in AXES:
+        (out / f"reward-{axis}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(chain()[0] / f"reward-{axis}" / "pairs.jsonl", out / f"reward-{axis}")
+    return out
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A tiny run from the chain's V2 on the toy prompts, and what it printed."""
-    out = tmp_path_factory.mktemp("ppo")
+    out = with_first_pairs(tmp_path_factory.mktemp("ppo"))
     return out / "rlhf-v2-ppo", run_quietly(ppo.main, *TINY, "--out", out, "--init", chain()[0] / "rlhf-v2", "--learning-rate",
                                             "0.001", "--max-new-tokens", 32, "--patience", 9)
 
@@ -517,7 +538,11 @@ def test_main(finished):
     assert [row["iteration"] for row in rows] == [0] * 8 + [2] * 8 + [4] * 8
     assert all(row["answer_ids"] and row["prompt"] and {"reward", "whitened", *AXES} <= row.keys() for row in rows)
     assert {path.name for path in folder.iterdir()} == {"consolidated.00.pth", "params.json", "tokenizer.model", "stage.json",
-                                                        "metrics.jsonl", "rollouts.jsonl", "critic.pth"}
+                                                        "metrics.jsonl", "rollouts.jsonl", "critic.pth",
+                                                        *(f"reward-{axis}" for axis in AXES),
+                                                        *(f"pairs-{axis}.jsonl" for axis in AXES),
+                                                        *(f"answers-rlhf-v2-ppo-{axis}-{side}.jsonl" for axis in AXES
+                                                          for side in (0, 1))}
     Critic(load_model(folder)[0]).load_state_dict(load_checkpoint(folder / "critic.pth"))
 
 
@@ -531,7 +556,7 @@ def test_main_keeps_the_best(finished):
     assert [row["step"] for row in log] == [0, 2, 4, 6] and log[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert max(abs(row["kl"]) for row in log) > 0.01, "against the start, not against itself"
     start = load_model(chain()[0] / "rlhf-v2")[0]
-    judges = Judges(newest_reward_models(chain()[0], [chain()[0] / "rlhf-v2"]), torch.device("cpu"))
+    judges = Judges(newest_reward_models(chain()[0], [folder]), torch.device("cpu"))
     dev = ppo.read_prompts(toy.FOLDER / "prompts-dev.jsonl")
     found = held_out(load_model(folder)[0], start, judges, dev, Settings(max_new_tokens=32))
     assert found["reward"] == pytest.approx(best["reward"], abs=1e-3) and found["kl"] == pytest.approx(best["kl"], abs=1e-3)
@@ -540,14 +565,42 @@ def test_main_keeps_the_best(finished):
 def small_run(tmp_path, *options) -> list[str]:
     """argv of a run on 20 prompts of a file."""
     path = write_lines(tmp_path / "prompts.jsonl", toy_prompts(20))
-    return [*TINY, "--out", str(tmp_path / "out"), "--init", str(chain()[0] / "rlhf-v2"), "--prompts", str(path),
+    out = with_first_pairs(tmp_path / "out")
+    return [*TINY, "--out", str(out), "--init", str(chain()[0] / "rlhf-v2"), "--prompts", str(path),
             "--max-new-tokens", "8", *options]
+
+
+def test_main_refreshes_the_reward_models(finished):
+    """Fresh pairs by the policy to start from, other weights for PPO than those it began with, and a record of both."""
+    folder, printed = finished
+    record = json.loads((folder / "stage.json").read_text())["results"]
+    for axis in AXES:
+        pairs = lines(folder / f"pairs-{axis}.jsonl")
+        assert pairs and {row["version"] for row in pairs} == {"rlhf-v2-ppo"}
+        assert record["reward_models"][axis] == str(folder / f"reward-{axis}") and axis in record["refreshed"]
+        before, after = (load_model(path / f"reward-{axis}")[0] for path in (chain()[0] / "rlhf-v2", folder))
+        assert not equal(snapshot(before), snapshot(after))
+    assert "fresh (not yet learned)" in printed
+
+
+def test_main_without_refresh(tmp_path, monkeypatch):
+    """The annotator "none" asks nobody. Each answer is in one mini-batch; the value network learns alone first."""
+    steps = []
+    monkeypatch.setattr(ppo, "ppo_step", lambda policy, critic, used, batch, picked, *rest: (
+        steps.append((tuple(used), tuple(sorted(picked)))), {"value_loss": 0.0})[1])
+    run_quietly(ppo.main, *small_run(tmp_path), "--annotator", "none", "--iterations", 3, "--value-warmup", 1)
+    folder = tmp_path / "out" / "rlhf-v2-ppo"
+    record = json.loads((folder / "stage.json").read_text())["results"]
+    assert not list(folder.glob("pairs-*")) and not record["refreshed"]
+    assert record["reward_models"]["safety"] == str(chain()[0] / "rlhf-v2" / "reward-safety")
+    assert [used for used, _ in steps] == [("critic",)] * 2 + [("policy", "critic")] * 4
+    assert all(sorted(steps[i][1] + steps[i + 1][1]) == list(range(16)) for i in range(0, len(steps), 2))
 
 
 def test_main_stops_early(tmp_path, monkeypatch):
     """No better for so many evaluations, or too far from the start: it ends, and the start is what is kept."""
     monkeypatch.setattr(ppo, "held_out", lambda policy, reference, judges, prompts, s: {
-        "reward": 1.0, "kl": 0.5, "length": 3.0, "helpfulness": 0.0, "safety": 0.0, "prompts": len(prompts)})
+        "reward": 1.0, "spread": 1.0, "kl": 0.5, "length": 3.0, "helpfulness": 0.0, "safety": 0.0, "prompts": len(prompts)})
     run_quietly(ppo.main, *small_run(tmp_path), "--patience", 2, "--iterations", 9)
     folder = tmp_path / "out" / "rlhf-v2-ppo"
     record = json.loads((folder / "stage.json").read_text())["results"]
@@ -559,8 +612,8 @@ def test_main_stops_early(tmp_path, monkeypatch):
 
     def drifting(*_):
         calls.append(len(calls))
-        return {"reward": float(len(calls)), "kl": [0.0, 1.0, 9.0][len(calls) - 1], "length": 3.0, "helpfulness": 0.0,
-                "safety": 0.0}
+        return {"reward": float(len(calls)), "spread": 1.0, "kl": [0.0, 1.0, 9.0][len(calls) - 1], "length": 3.0,
+                "helpfulness": 0.0, "safety": 0.0}
 
     monkeypatch.setattr(ppo, "held_out", drifting)
     run_quietly(ppo.main, *small_run(tmp_path), "--max-kl", 2, "--iterations", 9, "--fresh")
