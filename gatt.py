@@ -63,7 +63,7 @@ class Settings:
     short: float = 0.5  # chance of a constraint's short form in training (paper: half of the time); sampling sees the long one
     context: Literal["question", "dialog"] = "question"  # what a last answer is sampled from: its question alone, or all
     samples: int = 8  # answers to a dialog's last question, of which one is kept; our choice
-    temperature: float = 0.7  # of these answers; our choice (1 cost some helpfulness)
+    temperature: float = 0.7  # of these and of all other answers; our choice (1 cost some helpfulness)
     resampled: float = 0.5  # share of the earlier answers that are sampled under the instruction; our choice
     replay: int = 2400  # ordinary answers of the policy trained on beside the dialogs; our choice
     epochs: int = 2  # our choice
@@ -205,8 +205,9 @@ def is_stable(tokenizer: Tokenizer, question: str, row: dict) -> bool:
 
 def sample_ordinary(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], s: Settings,
                     path: Path | None = None) -> list[dict]:
-    """The policy's own answers to prompts without instruction (temperature 1: the policy as it is), as SFT rows."""
-    rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "ordinary"), path=path, desc="ordinary answers")
+    """The policy's own answers to prompts without instruction, as SFT rows."""
+    rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "ordinary"), temperature=s.temperature, path=path,
+                          desc="ordinary answers")
     found = [{"messages": [*prompts[row["index"]]["prompt"], {"role": "assistant", "content": row["answer"]}],
               "train_on": "last", "is_safety": prompts[row["index"]]["is_safety"], "answer_ids": row["answer_ids"],
               "tokenizer": tokenizer.fingerprint}
