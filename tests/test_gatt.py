@@ -248,11 +248,11 @@ def test_is_stable():
 
 
 def test_sample_ordinary():
-    """The replay is the policy's own: temperature 1, its own ids, its own log-probabilities, nothing that is unusable."""
+    """The replay is the policy's own: its own ids, its own log-probabilities, nothing that is unusable."""
     model, tokenizer = trained()
     prompts = [toy.ask(random.Random(i)) for i in range(40)]
     rows = sample_ordinary(model, tokenizer, prompts, Settings())
-    found = runtime.sample_answers(model, tokenizer, prompts, key=(0, "gatt", "ordinary"))
+    found = runtime.sample_answers(model, tokenizer, prompts, key=(0, "gatt", "ordinary"), temperature=0.7)
     usable = [one for one in found if is_stable(tokenizer, prompts[one["index"]]["prompt"][0]["content"], one)]
     assert 5 < len(rows) == len(usable)
     for one, sampled in zip(rows, usable, strict=True):
