@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
             f"turn {turn} {share:.2f}" for turn, share in results["adherence"].items() if turn in ("1", "2", "4", "10", "20")))
     finish_stage(folder, results | {"seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu})
     print(f"wrote {folder} in {time.time() - started:.0f} s; V4: python rejection_sampling.py --rounds 4 --mix "
-          f"{folder / 'dialogs.jsonl'}")
+          f"{folder / 'dialogs.jsonl'} --batch-tokens 1500")
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ def test_report_lists_what_is_missing():
     cells = read(out / "eval" / "report.html").cells
     for name, command in {"rlhf-v3": f"python rejection_sampling.py --rounds 1-3 --out {out}",
                           "gatt": f"python gatt.py --out {out}",
-                          "rlhf-v4": f"python rejection_sampling.py --rounds 4 --mix {out}/gatt/dialogs.jsonl --out {out}",
+                          "rlhf-v4": "python rejection_sampling.py --rounds 4 "
+                                     f"--mix {out}/gatt/dialogs.jsonl --batch-tokens 1500 --out {out}",
                           "rlhf-v4-ppo": f"python ppo.py --out {out}",
                           "rlhf-v5": f"python rejection_sampling.py --rounds 5 --init {out}/rlhf-v4-ppo --out {out}"}.items():
         assert name in cells and re.search(rf"\n{name} +`{re.escape(command)}`", printed)
@@ -575,7 +576,8 @@ def test_reference(tmp_path, monkeypatch):
     commands = [" ".join(words) for words in reference.missing_commands(out, 7)]
     assert [words.split()[0] for words in commands] == ["rejection_sampling.py", "gatt.py", "rejection_sampling.py", "ppo.py",
                                                         "rejection_sampling.py"]
-    assert commands[2] == f"rejection_sampling.py --rounds 4 --mix {out}/gatt/dialogs.jsonl --out {out} --seed 7 --threads 1"
+    assert commands[2] == (f"rejection_sampling.py --rounds 4 --mix {out}/gatt/dialogs.jsonl --batch-tokens 1500 --out {out} "
+                           "--seed 7 --threads 1")
     (out / "eval").mkdir()
     monkeypatch.setattr(reference.measures, "main", lambda argv: shutil.copy(made()[0] / "eval" / "metrics.json", out / "eval"))
     monkeypatch.setattr("experiments.common.RESULTS", tmp_path / "results")
@@ -615,7 +617,8 @@ def test_command():
     assert report.command("gatt", Path("out/7")) == "python gatt.py --out out/7"
     assert report.command("second", Path("out/7")) == (
         "python reward.py --init out/7/sft --seed 100 --mix-share 0,0 --out out/7/second")
-    assert report.command("rlhf-v4", Path("out")) == "python rejection_sampling.py --rounds 4 --mix out/gatt/dialogs.jsonl"
+    wanted = "python rejection_sampling.py --rounds 4 --mix out/gatt/dialogs.jsonl --batch-tokens 1500"
+    assert report.command("rlhf-v4", Path("out")) == wanted
 
 
 def test_scripts(tmp_path, monkeypatch):
