@@ -3,10 +3,11 @@
     python experiments/reward_heads.py --seeds 1,2,3      after experiments/seeds.py
 
 From copies of the same SFT and safety model OUT/SEED-logprobs runs `reward.py --axis helpfulness --head logprobs` (a departure
-from the paper), the rounds, and PPO on V4; resumable. Then each version beside that of OUT/SEED, on dev prompts at temperature
-1: the annotator's scores, the variant's win rate over the default, and what a reward for likely text would show: the tokens of
-an answer, the policy's entropy (mean of -log π over what it sampled, nats a token), and how likely SFT finds its answers.
-Writes experiments/results/reward_heads.json and .png.
+from the paper), the rounds, and PPO on V4; resumable. Then each version beside that of OUT/SEED (PPO where it was run there),
+on dev prompts at temperature 1: the annotator's scores, the variant's win rate over the default, and what a reward for likely
+text would show: the tokens of an answer, the policy's entropy (mean of -log π over what it sampled, nats a token), and how
+likely SFT finds its answers. Last, V4-PPO against the V4 that it started from. Writes experiments/results/reward_heads.json
+and .png.
 """
 
 import shutil
@@ -31,21 +32,21 @@ VERSIONS = ("rlhf-v1", "rlhf-v2", "rlhf-v3", "rlhf-v4", "rlhf-v4-ppo")
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments/seeds.py
-    ppo: bool = True  # also PPO on V4, in both
+    ppo: bool = True  # also PPO on V4
     split: str = "dev"  # of the prompts; dev, since a setting is compared here
     samples: int = 4  # answers per prompt
     at_once: int = 2  # seeds side by side
 
 
 def commands(s: Settings, seed: int) -> list[list[str]]:
-    """What makes one seed's models, in order; the default's PPO too, where it is not there."""
+    """What makes one seed's models with the other head, in order."""
     target, options = s.out / f"{seed}-logprobs", ["--seed", str(seed), "--threads", "1"]
     for name in ("sft", "reward-safety"):
         if not (target / name).exists():
             shutil.copytree(require(s.out / str(seed) / name, "python experiments/seeds.py"), target / name)
     here = ["--out", str(target), *options]
     found = [["reward.py", "--axis", "helpfulness", "--head", "logprobs", *here], ["rejection_sampling.py", *here]]
-    return found + [["ppo.py", *here], ["ppo.py", "--out", str(s.out / str(seed)), *options]] * s.ppo
+    return found + [["ppo.py", *here]] * s.ppo
 
 
 @torch.no_grad()
@@ -59,33 +60,39 @@ def sft_logprob(sft, tokenizer, prompts: list[dict], rows: list[dict]) -> float:
 
 
 def measure(s: Settings, seed: int, prompts: list[dict]) -> dict[str, dict]:
-    """Version -> the two heads' summaries, entropy and likelihood; the variant's win rate over the default."""
-    roots, table = {"default": s.out / str(seed), "logprobs": s.out / f"{seed}-logprobs"}, {}
+    """Version -> the heads' summaries, entropy and likelihood, the variant's win rate over the default; "ppo" -> head -> win
+    rates of V4-PPO over V4."""
+    roots = {"default": s.out / str(seed), "logprobs": s.out / f"{seed}-logprobs"}
     sft, tokenizer = load_model(roots["default"] / "sft")
-    for version in [name for name in VERSIONS if all(is_finished(root / name) for root in roots.values())]:
-        judged = {head: measures.evaluate(*load_model(root / version), prompts, seed=seed, samples=s.samples)
-                  for head, root in roots.items()}
+    table, judged = {}, {}
+    for version in VERSIONS:
+        judged[version] = {head: measures.evaluate(*load_model(root / version), prompts, seed=seed, samples=s.samples)
+                           for head, root in roots.items() if is_finished(root / version)}
         table[version] = {head: {**{name: value.mean for name, value in measures.summary(prompts, rows).items()},
                                  "entropy": -sum(row["logprob"] for row in rows) / sum(len(row["answer_ids"]) for row in rows),
                                  "log-probability under SFT": sft_logprob(sft, tokenizer, prompts, rows)}
-                          for head, rows in judged.items()}
-        table[version]["win"] = measures.compare(prompts, judged["logprobs"], judged["default"])
+                          for head, rows in judged[version].items()}
+        if len(judged[version]) == 2:
+            table[version]["win"] = measures.compare(prompts, judged[version]["logprobs"], judged[version]["default"])
+    table["ppo"] = {head: measures.compare(prompts, rows, judged["rlhf-v4"][head])
+                    for head, rows in judged["rlhf-v4-ppo"].items()}
     return table
 
 
 def draw(result: dict, seeds: tuple[int, ...]) -> None:
     """experiments/results/reward_heads.png: both heads' scores, length and entropy by version, a thin line per seed."""
-    names, labels = list(result[str(seeds[0])]), ("helpfulness", "safety", "tokens", "entropy")
+    first, labels = result[str(seeds[0])], ("helpfulness", "safety", "tokens", "entropy")
     figure, panels = draw_panels(len(labels), width=3)
     for panel, label in zip(panels, labels, strict=True):
         for head, color in (("default", "tab:blue"), ("logprobs", "tab:orange")):
+            names = [name for name in VERSIONS if head in first[name]]
             lines = [[result[str(seed)][name][head][label] for name in names] for seed in seeds]
             for line in lines:
                 panel.plot(range(len(names)), line, color=color, alpha=0.35, linewidth=1)
             panel.plot(range(len(names)), [sum(column) / len(column) for column in zip(*lines, strict=True)], color=color,
                        linewidth=2.5, marker="o", label=head)
         panel.set(title=label)
-        panel.set_xticks(range(len(names)), [name.removeprefix("rlhf-").upper() for name in names])
+        panel.set_xticks(range(len(names)), [name.removeprefix("rlhf-").upper() for name in names])  # those of logprobs
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.savefig(RESULTS / "reward_heads.png", dpi=110)
@@ -103,14 +110,18 @@ def main() -> None:
         save_result("reward_heads", load_result("reward_heads") | {str(seed): measure(s, seed, prompts)})
     result = load_result("reward_heads")
     draw(result, s.seeds)
-    for version in result[str(s.seeds[0])]:
+    for version in VERSIONS:
         found = [result[str(seed)][version] for seed in s.seeds]
-        for axis in ("helpfulness", "safety"):
-            print(f"{version}: log-probability head against the default, {axis}:",
-                  measures.interval([row["win"][axis][0] for row in found]), [row["win"][axis][0] for row in found])
-        for head in ("default", "logprobs"):
+        print(version)
+        for head in found[0].keys() - {"win"}:
             print(f"    {head:<10}", ", ".join(f"{name} {sum(row[head][name] for row in found) / len(found):.3f}"
                                               for name in found[0][head]))
+        for axis in ("helpfulness", "safety") if "win" in found[0] else ():
+            print(f"    logprobs against the default, {axis}:", measures.interval([row["win"][axis][0] for row in found]))
+    for head in result[str(s.seeds[0])]["ppo"]:
+        for axis in ("helpfulness", "safety"):
+            rates = [result[str(seed)]["ppo"][head][axis][0] for seed in s.seeds]
+            print(f"V4-PPO against V4, {head}, {axis}:", measures.interval(rates), rates)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from sft import encode_rows, finetune
 TURNS = (1, 2, 4, 6, 10, 20)
 SEEN, UNSEEN = toy.constraints("train"), toy.constraints("test")
 SMALL = ("styles", "names and hobbies", "unseen words")  # the sets on which the arms that are only compared are measured
+LATER = (*SMALL, "two, unseen")  # those of the versions after GAtt
+CONTROLLED = ("SFT", "start", "GAtt")  # the arms that also get the instruction on every turn; SFT gets it so only
 
 
 @dataclass
@@ -87,7 +89,7 @@ def without_instruction(row: dict) -> dict:
 
 def arms(root: Path) -> dict[str, Path]:
     """Name -> folder of every model that is measured."""
-    found = {"start": root / "rlhf-v3", "GAtt": root / "gatt"}
+    found = {"SFT": root / "sft", "start": root / "rlhf-v3", "GAtt": root / "gatt"}
     found |= {name: root / f"gatt-{name}" / "gatt" for name in ("no-instruction", "no-ghost-mask", "no-check")}
     later = [name for name in ("rlhf-v4", "rlhf-v4-ppo", "rlhf-v5") if is_finished(root / name)]
     if later and "mix" not in json.loads((root / "rlhf-v4" / "stage.json").read_text())["inputs"]:
@@ -105,9 +107,9 @@ def measure(root: Path, s: Settings, seed: int) -> dict:
         rows = measures.evaluate(model, tokenizer, prompts, seed=seed, samples=s.samples)
         table[arm] = {"summary": measures.summary(prompts, rows), "against start": measures.compare(prompts, rows, baseline)}
         for name, constraints in sets(s.dialogs).items():
-            for control in ("first", "every") if arm in ("start", "GAtt") and name in SMALL else ("first",):
-                if arm.startswith("no-") and name not in SMALL:
-                    continue
+            wanted = name in (SMALL if not arm.startswith("rlhf") else LATER) or arm == "GAtt"
+            controls = ["first"] * (wanted and arm != "SFT") + ["every"] * (arm in CONTROLLED and name in SMALL)
+            for control in controls:
                 found = measures.adherence(
                     model, tokenizer, constraints, instruct=control, split=s.split, seed=seed,
                     measure=TURNS if any(c["kind"] in measures.PROBED for pair in constraints for c in pair) else ())
