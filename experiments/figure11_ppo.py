@@ -84,10 +84,10 @@ def draw(result: dict, seeds: list[str]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    pairs = list(result[seeds[0]]["wins"])
+    pairs = list(dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]))
     figure, panel = plt.subplots(figsize=(8, 0.6 * len(pairs) + 1.4), layout="constrained")
     for offset, axis, color in ((-0.18, "helpfulness", "tab:blue"), (0.18, "safety", "tab:green")):
-        rates = [[result[seed]["wins"][pair][axis][0] for seed in seeds] for pair in pairs]
+        rates = [[result[seed]["wins"][pair][axis][0] for seed in seeds if pair in result[seed]["wins"]] for pair in pairs]
         places = [i + offset for i in range(len(pairs))]
         panel.barh(places, [sum(row) / len(row) - 0.5 for row in rates], 0.32, left=0.5, color=color, alpha=0.5, label=axis)
         for place, row in zip(places, rates, strict=True):
@@ -119,13 +119,13 @@ def main(argv: list[str] | None = None) -> None:
     # 3. seed by seed, and means over seeds
     result, seeds = json.loads(file.read_text()), [str(seed) for seed in s.seeds]
     draw(result, seeds)
-    for pair in result[seeds[0]]["wins"]:
+    for pair in dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]):  # controls may be there for some seeds
         for axis in ("helpfulness", "safety"):
-            rates = [result[seed]["wins"][pair][axis] for seed in seeds]
+            rates = [result[seed]["wins"][pair][axis] for seed in seeds if pair in result[seed]["wins"]]
             print(f"{pair}, {axis}: {measures.interval([rate[0] for rate in rates])}; seeds",
                   *(f"{rate[0]:.3f} [{rate[1]:.3f}, {rate[2]:.3f}]" for rate in rates))
-    for label in result[seeds[0]]["summary"]:
-        found = [result[seed]["summary"][label] for seed in seeds]
+    for label in dict.fromkeys(label for seed in seeds for label in result[seed]["summary"]):
+        found = [result[seed]["summary"][label] for seed in seeds if label in result[seed]["summary"]]
         print(f"{label}:", ", ".join(f"{key} {measures.interval([row[key][0] for row in found])}" for key in found[0]))
     for seed in seeds:
         print(f"seed {seed}:", result[seed]["ppo"])
