@@ -6,12 +6,13 @@ with one gradient step each, clip 0.2, β 0.01 (7B, 13B) or 0.005 (34B, 70B), 20
 prompts.
 Before it, fresh preferences on that policy, on which the reward models are refreshed, as before every round: without them
 PPO finds what they have not seen. Ours, since the paper does not say: the value function is a network of its own, which
-starts as the helpfulness model (an answer's last token then has its value from the first step on), learns alone for a few
-iterations; advantages by GAE with γ = 1, whitened over the answer tokens of an iteration; KL
-token by token as log π/π_0 of what was sampled, whose sum over the answer is an unbiased estimate; the reward stands at the
-answer's last token; the whitening of the reward also shifts its mean to 0, batch by batch; an answer that ran into the
-length limit (or holds a tag) gets a fixed low reward; the policy samples at temperature 1 without top-p, so that what was
-sampled is what is trained. Deleted: entropy bonus, clipping of the value loss, further passes over a batch, adaptive β.
+starts near the helpfulness model, its head included (one that starts as the policy learned too little about rewards in the
+time there is), and learns alone for a few iterations; advantages by GAE with γ = 1, whitened over the answer tokens of an
+iteration; KL token by token as log π/π_0 of what was sampled, whose sum over the answer is an unbiased estimate; the reward
+stands at the answer's last token; the whitening of the reward also shifts its mean to 0, batch by batch; an answer that ran
+into the length limit (or holds a tag) gets a fixed low reward; the policy samples at temperature 1 without top-p, so that
+what was sampled is what is trained. Deleted: entropy bonus, clipping of the value loss, further passes over a batch,
+adaptive β.
 
     python ppo.py                              from out/rlhf-v4 to out/rlhf-v4-ppo
     python ppo.py --init out/rlhf-v5           PPO after V5: out/rlhf-v5-ppo
@@ -153,9 +154,12 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def start_at(self, model: RewardModel, mean: float, spread: float) -> None:
-        """Take over the reward model's head, in the units of whitened rewards: it then foresees (score - mean) / spread."""
+        """Take over the reward model's head, in the units of whitened rewards: behind a text it then expects (score - mean) /
+        spread. Only a start: a reward model's head has learned the state at EOS, and no other reward than its own. A head
+        that also reads log-probabilities gives its direction only."""
         self.head.weight.copy_(model.head.weight / spread)
-        self.head.bias.fill_(-(model.shift.item() + mean) / spread)
+        if model.logprob_weights is None:
+            self.head.bias.fill_(-(model.shift.item() + mean) / spread)
 
 
 # ------------------------------------------------------------------------------------------------------------ equations
@@ -417,7 +421,8 @@ def held_out(policy: Transformer, reference: Transformer, judges: Judges, prompt
     for picked, length in micro_batches(mask, list(range(len(rows))), s.micro_tokens):
         reference_sum[picked] = answer_logprobs(reference, tokens[picked, :length], mask[picked, :length]).sum(1)
     kl = sum(row["logprob"] for row in rows) / len(rows) - reference_sum.mean().item()
-    return {"reward": rewards.mean().item(), "spread": rewards.std().item(), "kl": kl, "length": mask.sum().item() / len(rows),
+    spread = max(1e-6, rewards.std().item()) if len(rows) > 1 else 1.0
+    return {"reward": rewards.mean().item(), "spread": spread, "kl": kl, "length": mask.sum().item() / len(rows),
             **{axis: sum(row[axis] for row in rows) / len(rows) for axis in AXES}}
 
 
@@ -436,7 +441,7 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     init = require(s.init or s.out / "rlhf-v4", "python rejection_sampling.py")
-    older = VERSIONS[: VERSIONS.index(init.name)] if init.name in VERSIONS else VERSIONS
+    older = VERSIONS[: VERSIONS.index(init.name if init.name in VERSIONS else "rlhf-v4-ppo")]  # a control's: V1 to V4
     folder, earlier = s.out / f"{init.name}-ppo", [*(s.out / name for name in older if is_finished(s.out / name)), init]
     judge_folders = newest_reward_models(s.out, earlier)  # its own, where it has them
     if not s.prompts:
@@ -463,8 +468,8 @@ def main(argv: list[str] | None = None) -> None:
     # 2. fresh preferences on the model to start from, on which the reward models are refreshed, as before every round
     tables = {}
     if s.annotator != "none":
-        shared = ("out", "annotator", "helpfulness_pairs", "safety_pairs", "max_new_tokens", "seed")
-        fresh = replace(RoundSettings(), **ROUND_PRESETS.get(s.preset, {}) | {name: getattr(s, name) for name in shared})
+        shared = ("out", "annotator", "helpfulness_pairs", "safety_pairs", "max_new_tokens", "micro_tokens", "seed")
+        fresh = replace(RoundSettings(), **ROUND_PRESETS[s.preset] | {name: getattr(s, name) for name in shared})
         judge_folders, tables = refresh_reward_models([policy], tokenizer, prompts, judge_folders, fresh, label=folder.name,
                                                       number=100, earlier=earlier, folder=folder, dtype=dtype)
 
@@ -498,7 +503,8 @@ def main(argv: list[str] | None = None) -> None:
             metrics.log("held-out", iteration, **{k: v for k, v in found.items() if k != "iteration"})
             start = found if iteration == 0 else best["start"]
             if iteration == 0 and s.value_init == "reward":
-                critic.start_at(judges.models["helpfulness"], found["reward"], found["spread"])
+                shift = found["reward"] * (1 if s.shift_mean else 1 - found["spread"])  # see `whiten_rewards`
+                critic.start_at(judges.models["helpfulness"], shift, found["spread"])
             if found["reward"] > best["reward"] and found["kl"] <= s.max_kl:
                 best, stale = found | {"start": start}, 0
                 save_checkpoint(best_file, {"policy": policy.state_dict()})

@@ -4,7 +4,7 @@ The paper: with the newest model, sample K answers to each prompt, keep the one 
 fine-tune on those as in SFT; new preferences are collected and the reward models refreshed before every round. V3 looked
 at the samples of the last iteration only and forgot (it rhymed worse); from then on top samples of all iterations count.
 Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest reward models, one kept per
-prompt. The reward models learn a round's fresh pairs mixed with as many old ones. K, the prompts per round and the
+prompt. The reward models learn a round's fresh pairs mixed with as many old ones, 2,400 at most. K, the prompts per round and the
 fine-tuning settings are not in the paper.
 
     python rejection_sampling.py                      rounds V1 to V4, from out/sft
@@ -122,7 +122,7 @@ PAPER = dict(samples=20, max_new_tokens=1024, epochs=2, batch_tokens=64 * 4096, 
 PRESETS = {
     "tiny": dict(max_prompts=24, samples=4, helpfulness_pairs=40, safety_pairs=30, temperatures=(0.8, 1.0)),
     "toy": {}, "small": dict(max_prompts=2000, learning_rate=2e-4, batch_tokens=4096),
-    "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER | dict(reward_learning_rate=5e-6),
+    "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-34b": PAPER, "llama-2-70b": PAPER | dict(reward_learning_rate=5e-6),
 }
 
 MAX_REPLAY = 2400  # earlier pairs that a reward model sees again in a refresh; our choice
@@ -284,6 +284,7 @@ def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, pro
         NotAnnotated: a person has to label the pairs first.
     """
     fresh, tables, refreshed, waiting = {}, {}, {}, []
+    zero = read_preferences(require(s.out / "reward-helpfulness" / "pairs.jsonl", "python reward.py"))  # see `set_shift`
     for axis in AXES:
         picked = pick_prompts(prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + number)
         try:
@@ -301,8 +302,7 @@ def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, pro
         if fresh[axis]:
             tables[axis] = report(model, judges_tokenizer, fresh[axis], axis, "fresh (not yet learned)")
         if not (refreshed[axis] / "reward_head.pth").exists():
-            first = s.out / f"reward-{axis}" / "pairs.jsonl"
-            files = [first, *(path / f"pairs-{axis}.jsonl" for path in earlier)]
+            files = [s.out / f"reward-{axis}" / "pairs.jsonl", *(path / f"pairs-{axis}.jsonl" for path in earlier)]
             older = [row for file in files if file.exists() for _, row in read_jsonl(file)]
             count = min(len(older), len(fresh[axis]), MAX_REPLAY)
             replay = random.Random(f"{s.seed} {number} {axis}").sample(older, count)
@@ -311,7 +311,7 @@ def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, pro
                                micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
                                weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + number, dtype=dtype)
             if axis == "helpfulness":
-                set_shift(model, judges_tokenizer, read_preferences(require(first, "python reward.py")))
+                set_shift(model, judges_tokenizer, zero)
             save_reward_model(refreshed[axis], model, judges_tokenizer)
     return refreshed, tables
 
@@ -327,7 +327,8 @@ def run_round(version: int, s: Settings) -> None:
     for path, command in zip(before, commands, strict=True):
         require(path, command)
     newest = Path(s.init) if s.init else before[-1]
-    earlier = before[1:] + [newest] * bool(s.init)  # whose reward models and pairs this round goes on from
+    elsewhere = newest.resolve() not in {path.resolve() for path in before}  # such as V4-PPO
+    earlier = before[1:] + [newest] * elsewhere  # whose reward models and pairs this round goes on from
     judges_before = newest_reward_models(s.out, earlier)
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})

@@ -13,6 +13,7 @@ formula, is cross-entropy on "is this answer safe"; it fixes the zero of the saf
 """
 
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -382,14 +383,14 @@ def newest_reward_models(out: Path, rounds: list[Path] | None = None, axes: tupl
     """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first one.
 
     Args:
-        rounds: folders; None: all in OUT that are finished.
+        rounds: folders; None: all in OUT that are finished, V4-PPO among them, no controls.
 
     Raises:
         InputError: an axis has no reward model; names the command that makes it.
     """
     if rounds is None:
-        finished = (path for path in out.glob("rlhf-v*") if path.name[6:].isdigit() and is_finished(path))
-        rounds = sorted(finished, key=lambda path: int(path.name[6:]))
+        finished = (path for path in out.glob("rlhf-v*") if re.fullmatch(r"\d+|4-ppo", path.name[6:]) and is_finished(path))
+        rounds = sorted(finished, key=lambda path: (int(path.name[6:].removesuffix("-ppo")), path.name))
     found = {}
     for axis in axes:
         refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}" / "reward_head.pth").exists()]

@@ -6,7 +6,7 @@
 On the test prompts at temperature 1, judged by the annotator: V4-PPO against V4, and against V4 at its own best temperature
 (chosen on dev prompts), since PPO sharpens, too; V5 against V4-PPO, V4 and the controls. Resumable. Writes
 experiments/results/figure11_ppo.json and .png; prints means over seeds with their interval over seeds beside each seed's
-own, over items.
+own, over items. V5 without PPO has not seen the preferences that PPO collected, either: V5 differs from it in both.
 """
 
 import json

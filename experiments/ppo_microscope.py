@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     record = json.loads((folder / "stage.json").read_text())
     policy, tokenizer = load_model(folder, device)
     reference = load_model(s.out / s.name, device)[0]
-    critic = Critic(load_model(folder, device)[0])
+    as_reward = record["settings"]["value_init"] == "reward"  # it may have other layers than the policy
+    critic = Critic(load_model(record["results"]["reward_models"]["helpfulness"] if as_reward else folder, device)[0])
     critic.load_state_dict(load_checkpoint(folder / "critic.pth", device))
     judges = Judges({axis: Path(path) for axis, path in record["results"]["reward_models"].items()}, device)
     known = {name: record["settings"][name] for name in ("beta", "gamma", "lam", "shift_mean", "cut_reward", "max_new_tokens")}

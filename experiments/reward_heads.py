@@ -81,11 +81,11 @@ def measure(s: Settings, seed: int, prompts: list[dict]) -> dict[str, dict]:
 
 def draw(result: dict, seeds: tuple[int, ...]) -> None:
     """experiments/results/reward_heads.png: both heads' scores, length and entropy by version, a thin line per seed."""
-    first, labels = result[str(seeds[0])], ("helpfulness", "safety", "tokens", "entropy")
+    labels = ("helpfulness", "safety", "tokens", "entropy")
     figure, panels = draw_panels(len(labels), width=3)
     for panel, label in zip(panels, labels, strict=True):
         for head, color in (("default", "tab:blue"), ("logprobs", "tab:orange")):
-            names = [name for name in VERSIONS if head in first[name]]
+            names = [name for name in VERSIONS if all(head in result[str(seed)][name] for seed in seeds)]
             lines = [[result[str(seed)][name][head][label] for name in names] for seed in seeds]
             for line in lines:
                 panel.plot(range(len(names)), line, color=color, alpha=0.35, linewidth=1)
@@ -111,17 +111,18 @@ def main() -> None:
     result = load_result("reward_heads")
     draw(result, s.seeds)
     for version in VERSIONS:
-        found = [result[str(seed)][version] for seed in s.seeds]
         print(version)
-        for head in found[0].keys() - {"win"}:
+        for head in ("default", "logprobs"):
+            found = [result[str(seed)][version] for seed in s.seeds if head in result[str(seed)][version]]
             print(f"    {head:<10}", ", ".join(f"{name} {sum(row[head][name] for row in found) / len(found):.3f}"
-                                              for name in found[0][head]))
-        for axis in ("helpfulness", "safety") if "win" in found[0] else ():
-            print(f"    logprobs against the default, {axis}:", measures.interval([row["win"][axis][0] for row in found]))
-    for head in result[str(s.seeds[0])]["ppo"]:
+                                              for name in (found[0][head] if found else ())))
         for axis in ("helpfulness", "safety"):
-            rates = [result[str(seed)]["ppo"][head][axis][0] for seed in s.seeds]
-            print(f"V4-PPO against V4, {head}, {axis}:", measures.interval(rates), rates)
+            rates = [result[str(seed)][version]["win"][axis][0] for seed in s.seeds if "win" in result[str(seed)][version]]
+            print(f"    logprobs against the default, {axis}:", measures.interval(rates) if rates else "not run")
+    for head in ("default", "logprobs"):
+        for axis in ("helpfulness", "safety"):
+            rates = [result[str(seed)]["ppo"][head][axis][0] for seed in s.seeds if head in result[str(seed)]["ppo"]]
+            print(f"V4-PPO against V4, {head}, {axis}:", measures.interval(rates) if rates else "not run", rates)
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def test_finished_stage_says_so(stage):
     ("reward", ("--prompts", "OTHER"), "has changed"),
     ("rejection_sampling", ("--samples", "3"), "samples 2 → 3"),
     ("rejection_sampling", ("--prompts", "OTHER"), "has changed"),
-    ("ppo", ("--beta", "0.5"), "beta 0.1 → 0.5"),
+    ("ppo", ("--beta", "0.5"), "beta 0.03 → 0.5"),
 ])
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, monkeypatch):
