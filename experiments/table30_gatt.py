@@ -28,9 +28,9 @@ from sft import encode_rows, finetune
 
 TURNS = (1, 2, 4, 6, 10, 20)
 SEEN, UNSEEN = toy.constraints("train"), toy.constraints("test")
-SMALL = ("styles", "names and hobbies", "unseen words")  # the sets on which the arms that are only compared are measured
-LATER = (*SMALL, "two, unseen")  # those of the versions after GAtt
-CONTROLLED = ("SFT", "start", "GAtt")  # the arms that also get the instruction on every turn; SFT gets it so only
+CONTROLLED = ("SFT", "start")  # the arms that also get the instruction on every turn; SFT gets it so only
+CONTROL_SETS = ("styles", "names and hobbies", "unseen words")
+COMPARED = ("styles", "unseen words")  # the sets on which the other arms and the later versions are measured
 
 
 @dataclass
@@ -107,8 +107,8 @@ def measure(root: Path, s: Settings, seed: int) -> dict:
         rows = measures.evaluate(model, tokenizer, prompts, seed=seed, samples=s.samples)
         table[arm] = {"summary": measures.summary(prompts, rows), "against start": measures.compare(prompts, rows, baseline)}
         for name, constraints in sets(s.dialogs).items():
-            wanted = name in (SMALL if not arm.startswith("rlhf") else LATER) or arm == "GAtt"
-            controls = ["first"] * (wanted and arm != "SFT") + ["every"] * (arm in CONTROLLED and name in SMALL)
+            wanted = name in (CONTROL_SETS if arm == "start" else COMPARED) or arm == "GAtt"
+            controls = ["first"] * (wanted and arm != "SFT") + ["every"] * (arm in CONTROLLED and name in CONTROL_SETS)
             for control in controls:
                 found = measures.adherence(
                     model, tokenizer, constraints, instruct=control, split=s.split, seed=seed,
