@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -158,6 +159,9 @@ def run(main):
     """Call main(); a user's mistake ends the program with one line `error: …` and exit code 1, Ctrl-C with 130."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\ninterrupted; the same command (without --fresh) goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -6,6 +6,8 @@ import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -457,3 +459,11 @@ def test_check_positive():
             runtime.check_positive(settings, name)
     with pytest.raises(InputError, match="--temperatures is empty"):
         runtime.check_positive(Settings(temperatures=()), "temperatures")
+
+
+def test_run_with_a_reader_that_stops():
+    """`| head` closes the pipe: no traceback, no error."""
+    code = "from runtime import run; run(lambda: [print('line ' * 50) for _ in range(5000)])"
+    found = subprocess.run(f'{sys.executable} -c "{code}" | head -1', shell=True, capture_output=True, text=True,
+                           cwd=Path(__file__).parent.parent)
+    assert found.stdout.startswith("line") and found.stderr == ""
