@@ -123,18 +123,19 @@ def measure(root: Path, s: Settings, seed: int) -> dict:
 
 def draw(result: dict, seeds: tuple[int, ...], file: str) -> None:
     """experiments/results/FILE.png: the share that obeys by turn, mean over seeds, a panel for each set."""
-    names = list(sets(1))
+    names, shown = list(sets(1)), list(result[str(seeds[0])])
     figure, panels = draw_panels(len(names), width=3)
     for panel, name in zip(panels, names, strict=True):
-        for arm in result[str(seeds[0])]:
+        for i, arm in enumerate(shown):
             for suffix, style in (("", "-"), (", control", ":")):
                 found = [result[str(seed)].get(arm, {}).get(name + suffix) for seed in seeds]
                 if all(found):
                     turns = [turn for turn in found[0] if turn.isdigit()]
                     means = [sum(table[turn][0] for table in found) / len(found) for turn in turns]
-                    panel.plot([int(turn) for turn in turns], means, style, label=arm + suffix)
+                    panel.plot([int(turn) for turn in turns], means, style, color=f"C{i}", label=arm + suffix)
         panel.set(title=name, xlabel="turn", ylim=(0, 1.02))
-    panels[0].legend(fontsize=6)
+    lines = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), fontsize=8)
     figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 
