@@ -302,6 +302,34 @@ def test_run_round_samples_from_the_newest_model():
     assert under["sft"] != pytest.approx([row["logprob"] for row in rows], abs=1e-2)
 
 
+def test_refresh_reward_models(tmp_path, monkeypatch):
+    """A reward model learns its fresh pairs and as many earlier ones, of the folders given, at most MAX_REPLAY; without the
+    first pairs, which set the zero, it stops before anything is sampled."""
+    out, _ = chain()
+    trained = {}
+    monkeypatch.setattr(rejection_sampling, "train_reward_model",
+                        lambda model, tokenizer, rows, phase, **options: trained.update({phase: rows}))
+    monkeypatch.setattr(rejection_sampling, "MAX_REPLAY", 7)
+    policy, tokenizer = runtime.load_model(out / "rlhf-v1")
+    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    s = rejection_sampling.Settings(out=out, helpfulness_pairs=20, safety_pairs=20, max_new_tokens=32)
+    current = {axis: out / "rlhf-v1" / f"reward-{axis}" for axis in AXES}
+    options = dict(label="mine", number=100, earlier=[out / "rlhf-v1"], folder=tmp_path, dtype=torch.float32)
+    refreshed, tables = rejection_sampling.refresh_reward_models([policy], tokenizer, prompts, current, s, **options)
+    assert refreshed == {axis: tmp_path / f"reward-{axis}" for axis in AXES} and set(tables) == set(AXES)
+    for axis in AXES:
+        fresh = lines(tmp_path / f"pairs-{axis}.jsonl")
+        known = [json.dumps(row) for path in (out / f"reward-{axis}" / "pairs.jsonl", out / "rlhf-v1" / f"pairs-{axis}.jsonl")
+                 for row in lines(path)]
+        assert len(fresh) > 7 and trained[axis][: len(fresh)] == fresh and len(trained[axis]) == len(fresh) + 7
+        assert all(json.dumps(row) in known for row in trained[axis][len(fresh):])
+        assert (tmp_path / f"reward-{axis}" / "reward_head.pth").exists()
+    monkeypatch.setattr(rejection_sampling, "collect_preferences", lambda *_, **__: pytest.fail("sampled"))
+    s.out = tmp_path / "nowhere"
+    with pytest.raises(InputError, match="pairs.jsonl is missing; `python reward.py` makes it"):
+        rejection_sampling.refresh_reward_models([policy], tokenizer, prompts, current, s, **options)
+
+
 def test_run_round_refreshes_the_reward_models_and_overwrites_nothing():
     out, _ = chain()
     for axis in AXES:

@@ -342,6 +342,13 @@ def test_newest_reward_models(tmp_path):
     for folder in ("rlhf-v9", "rlhf-v10", "rlhf-v10-ppo"):
         finish(folder)
     assert newest_reward_models(tmp_path) == {axis: tmp_path / "rlhf-v10" / f"reward-{axis}" for axis in reward.AXES}
+    for folder in ("rlhf-v4", "rlhf-v4-ppo"):
+        make(folder, *reward.AXES)
+        finish(folder)
+    assert newest_reward_models(tmp_path) == {axis: tmp_path / "rlhf-v10" / f"reward-{axis}" for axis in reward.AXES}
+    for folder in ("rlhf-v9", "rlhf-v10"):
+        (tmp_path / folder / "stage.json").unlink()
+    assert newest_reward_models(tmp_path)["safety"] == tmp_path / "rlhf-v4-ppo" / "reward-safety", "refreshed before PPO"
     rounds = [tmp_path / "rlhf-v9", tmp_path / "rlhf-v11"]
     assert newest_reward_models(tmp_path, rounds) == {
         "helpfulness": rounds[1] / "reward-helpfulness", "safety": rounds[0] / "reward-safety"}, "axis by axis"
