@@ -74,6 +74,7 @@ from runtime import (
     save_model,
     set_seed,
     set_threads,
+    terminal,
     unusable,
 )
 from sft import encode_rows, finetune, show_answers
@@ -429,12 +430,7 @@ def show_candidates(s: Settings) -> None:
     judge_folders = newest_reward_models(s.out, made)
     rows = candidates(*load_model(folder, device), Judges(judge_folders, device), s.answer, n=s.n, seed=s.seed,
                       temperature=s.temperature, max_new_tokens=s.max_new_tokens)
-    print(f"{folder}, judged by {' and '.join(map(str, judge_folders.values()))}; scores are logits, the reward is the safety\n"
-          f"score where that is below -1.73 (a probability of 0.15), else the helpfulness score\n\n"
-          "  reward  helpf.  safety  answer")
-    for row in rows:
-        print(f"{row['reward']:8.2f}{row['helpfulness']:8.2f}{row['safety']:8.2f}  {row['answer']}"
-              + (f"  [{unusable(row)}]" if unusable(row) else ""))
+    terminal.print_candidates(folder, judge_folders, rows)
 
 
 def main(argv: list[str] | None = None) -> None:

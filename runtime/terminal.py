@@ -1,4 +1,4 @@
-"""Answers in the terminal: a table of scores, a loop in which you type prompts and answers and see their scores at once, and
+"""Answers in the terminal: tables of scores, a loop in which you type prompts and answers and see their scores at once, and
 one in which you judge pairs of answers, not knowing whose they are."""
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from data import InputError, toy
 from data.annotators import choice, sides_swapped
 from runtime.checkpoint import append_rows, resume_rows
+from runtime.sampling import unusable
 
 Judge = Callable[[list[dict]], list[dict]]  # dialogs {"prompt", "answer", "is_safety"?} -> the same with their scores
 
@@ -42,6 +43,16 @@ def print_scores(rows: list[dict]) -> None:
             print("".join(f"{row[name][0]:>+11.3f} ({row[name][1]:.3f})" for name in names)
                   + ("{:>25.2f} {:>6.2f}".format(*row["annotator"]) if family else "")
                   + f"   {row['which'] + ': ' if row.get('which', 'answer') != 'answer' else ''}{row['answer']!r}")
+
+
+def print_candidates(folder: Path, judges: dict[str, Path], rows: list[dict]) -> None:
+    """Candidates of best of N with their scores, in the given order; `folder` answered, `judges` are the reward models."""
+    print(f"{folder}, judged by {' and '.join(map(str, judges.values()))}; scores are logits, the reward is the safety\n"
+          f"score where that is below -1.73 (a probability of 0.15), else the helpfulness score\n\n"
+          "  reward  helpf.  safety  answer")
+    for row in rows:
+        print(f"{row['reward']:8.2f}{row['helpfulness']:8.2f}{row['safety']:8.2f}  {row['answer']}"
+              + (f"  [{unusable(row)}]" if unusable(row) else ""))
 
 
 def try_answers(judge: Judge) -> None:
