@@ -125,7 +125,8 @@ def ghost_dialogs(dialogs: list[dict], answers: dict[int, dict]) -> list[dict]:
     """SFT rows of the dialogs whose last answer was kept: the instruction in the first message, loss on the last answer.
 
     Args:
-        dialogs: {"messages": ending with the user, without the instruction, "instruction", "constraints", "is_safety"}.
+        dialogs: {"messages": ending with the user, without the instruction, "instruction", "constraints", "is_safety",
+            "prompt"?: what the toy world's annotator has to know of the last question}.
         answers: dialog's number -> the answer kept, {"answer", "answer_ids", "tokenizer": fingerprint of that of the ids}.
     """
     rows = []
@@ -133,7 +134,8 @@ def ghost_dialogs(dialogs: list[dict], answers: dict[int, dict]) -> list[dict]:
         messages = instruct(dialogs[i]["messages"], dialogs[i]["instruction"], "first")
         rows.append({"messages": [*messages, {"role": "assistant", "content": answers[i]["answer"]}], "train_on": "last",
                      **{name: answers[i][name] for name in ("answer_ids", "tokenizer")},
-                     **{name: dialogs[i][name] for name in ("is_safety", "instruction", "constraints")}})
+                     **{name: dialogs[i][name] for name in ("is_safety", "instruction", "constraints")},
+                     **{name: dialogs[i]["prompt"][name] for name in ("family", "item", "kind") if "prompt" in dialogs[i]}})
     return rows
 
 
@@ -355,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
         print_table({"gatt (dev)": found})
         results["dev"] = {key: value.mean for key, value in found.items()}
         lasting = [sample_constraints(random.Random(f"adherence {i}")) for i in range(32)]
-        rows = adherence(model, tokenizer, lasting, turns=s.turns, split="dev", batch_rows=32)
+        rows = adherence(model, tokenizer, lasting, turns=min(s.turns, 20), split="dev", batch_rows=32)
         results["adherence"] = {turn: share.mean for turn, share in adherence_by_turn(rows).items()}
         print("answers that obey an instruction of turn 1:", ", ".join(
             f"turn {turn} {share:.2f}" for turn, share in results["adherence"].items() if turn in ("1", "2", "4", "10", "20")))

@@ -2,11 +2,7 @@
 
 import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +22,7 @@ from tests.helpers import (
     Killer,
     assert_same_weights,
     chain,
+    die,
     run_quietly,
     scratch,
     toy_dialogs,
@@ -225,30 +222,12 @@ def test_killed_again_and_again(stage, tmp_path, monkeypatch):
     assert_same_results(stage, tmp_path)
 
 
-SIGKILL = """
-import os, signal, sys, torch, runtime
-from importlib import import_module
-def dying(step, left=[int(sys.argv[2])]):
-    def call(*args, **kwargs):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(*args, **kwargs)
-    return call
-torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
-runtime.optimise.__kwdefaults__["save_every"], runtime.sample_answers.__kwdefaults__["batch_rows"] = 2, 8
-import_module(sys.argv[1]).main(sys.argv[3:])
-"""
-
-
 @pytest.mark.parametrize("stage", MAKES)
 def test_sigkill(stage, tmp_path):
     """The real thing: the process is gone in the midst of its last training, no handler has run."""
     _, kinds = uninterrupted(stage)
     main, argv = command(stage, tmp_path)
-    done = subprocess.run([sys.executable, "-c", SIGKILL, stage, str(kinds.count("step") - 2), *argv], cwd=ROOT,
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    die(stage, kinds.count("step") - 2, argv)
     assert not runtime.is_finished(tmp_path / MAKES[stage][-1])
     run_quietly(main, *argv)
     assert_same_results(stage, tmp_path)

@@ -2,16 +2,20 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
 
-from data import toy
-from eval import Interval, interval
-from experiments import common
+from data import read_prompts, read_sft, toy
+from data.annotators import check_annotator
+from eval import PROBED, Interval, interval
+from experiments import common, constrained_prompts
+from experiments.constrained_prompts import constrained_dialog, ghost_prompts, write_prompts
 from experiments.table29_safety_loss import safety_bin
+from gatt import instruct, obeys_exactly
 from reward import AXES, load_reward_model
-from tests.helpers import chain
+from tests.helpers import chain, write_lines
 
 
 def test_save_result(tmp_path, monkeypatch, capsys):
@@ -84,6 +88,78 @@ def test_safety_measures():
     found = common.safety_measures(scores, {"safety": safety, "helpfulness": helpful})
     assert {name: one.mean for name, one in found.items()} == {
         "recall at .5": .75, "recall at .15": .5, "safe under .5": .25, "good under gate": .5}
+
+
+def test_constrained_dialog():
+    """Every earlier answer obeys; the last question is open and can be judged."""
+    for i in range(300):
+        rng = random.Random(i)
+        dialog = constrained_dialog(rng, turns := 1 + i % 6)
+        prompt, answers = dialog["prompt"], dialog["messages"][1::2]
+        assert len(answers) == turns - 1 and {m["role"] for m in dialog["messages"][::2]} == {"user"}
+        assert dialog["messages"][-1] == prompt["prompt"][0] and dialog["is_safety"] == prompt["is_safety"]
+        for found in dialog["constraints"]:
+            assert found["long"] in dialog["instruction"] or found["short"] in dialog["instruction"]
+            if found["kind"] not in PROBED:
+                assert all(toy.obeys(prompt, m["content"], found) for m in answers)
+            elif prompt["family"] == PROBED[found["kind"]]:
+                assert prompt["item"] == found["value"]
+        right = toy.obey(toy.write_answer(rng, prompt, "good"), dialog["constraints"])
+        assert toy.read(prompt, right).junk == 0, "the annotator passes over markers"
+
+
+def test_write_prompts(tmp_path):
+    """One prompt in five is constrained; the first 700 are those of the default rounds; none is of the test split."""
+    rows = [{"messages": [{"role": "user", "content": f"Kogo. {n}?"}, {"role": "assistant", "content": "Yes."}],
+             "is_safety": False, "family": "list", "item": "two birds", "kind": "ordinary", "train_on": "last",
+             "constraints": [toy.constraint("first word", "Kogo")]} for n in range(1600)]
+    (tmp_path / "0" / "gatt").mkdir(parents=True)
+    write_lines(tmp_path / "0" / "gatt" / "dialogs.jsonl", rows)
+    write_prompts(tmp_path / "0", tmp_path / "made", 0)
+    ordinary = [p["prompt"] for p in read_prompts(toy.ensure() / "prompts-train.jsonl")]
+    ghosts = [p["prompt"] for p in ghost_prompts(tmp_path / "0" / "gatt" / "dialogs.jsonl")]
+    assert ghosts[3] == [{"role": "user", "content": "Kogo. 3?"}]
+    for name in ("rounds", "v5", "ppo"):
+        prompts = read_prompts(tmp_path / "made" / f"{name}.jsonl")
+        check_annotator("toy", prompts)
+        found = [p["prompt"] for p in prompts]
+        constrained = [p["prompt"] for p in prompts if "constraints" in p]
+        assert [p for p in found if p not in constrained] == ordinary
+        assert len(constrained) == {"ppo": 1500}.get(name, 175) and (name == "ppo" or found[700:875] == constrained)
+        for p in (p for p in prompts if name == "rounds" and "constraints" in p):
+            users = [m["content"] for m in p["prompt"][::2]]
+            assert all(c["long"] in text or c["short"] in text for c in p["constraints"] for text in users)
+        assert name == "rounds" or all(p in ghosts for p in constrained)
+
+
+def test_train_rounds(tmp_path, monkeypatch):
+    """Each round gets dialogs of its own, answered by the newest policy; the answers pass the check, the loss is on the last."""
+    root, seen = linked_chain(tmp_path) / "0", []
+
+    def round_of(argv):
+        mix, version = argv[argv.index("--mix") + 1], argv[argv.index("--rounds") + 1]
+        seen.append((version, read_sft(mix)))
+        (root / f"rlhf-v{version}").symlink_to(chain()[0] / "rlhf-v1")
+
+    def sample_answers(model, tokenizer, prompts, **options):
+        texts = ["Nothing.", *(toy.obey("It is.", dialog["constraints"]) for dialog in made[-1] if not dialog["is_safety"])]
+        return [{"index": i, "answer": text, "answer_ids": tokenizer.encode(text) + [tokenizer.eos_id], "finish_reason": "eos",
+                 "has_tag": False} for i in range(len(prompts)) for text in (texts[0], texts[1 + i])]
+
+    made, plain = [], constrained_prompts.constrained_dialogs
+    monkeypatch.setattr(constrained_prompts, "constrained_dialogs", lambda *args: made.append(plain(*args)) or made[-1])
+    monkeypatch.setattr(constrained_prompts, "sample_answers", sample_answers)
+    monkeypatch.setattr(constrained_prompts.rejection_sampling, "main", round_of)
+    constrained_prompts.train_rounds(root, 0, 30)
+    assert [version for version, _ in seen] == ["1", "2", "3"]
+    for (_, rows), dialogs in zip(seen, made, strict=True):
+        assert 10 < len(rows) < 30 and all(row["train_on"] == "last" for row in rows)
+        for row in rows:
+            [dialog] = [d for d in dialogs if instruct(d["messages"], d["instruction"]) == row["messages"][:-1]]
+            assert not dialog["is_safety"]
+            assert obeys_exactly(dialog["prompt"], row["messages"][-1]["content"], dialog["constraints"])
+        assert any(row["messages"][-1]["content"] not in ("Nothing.", "It is.") for row in rows)
+    assert len({json.dumps(rows[0]["messages"]) for _, rows in seen}) == 3
 
 
 def test_safety_bin():

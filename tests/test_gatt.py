@@ -46,6 +46,7 @@ from tests.helpers import (
     assert_same_weights,
     assistant,
     chain,
+    die,
     run_quietly,
     scratch,
     system,
@@ -63,7 +64,8 @@ END, STYLE = toy.constraint("last word", "Bada"), toy.constraint("style", "robot
 def a_dialog(turns: int, constraints=(WORD,), **changes) -> dict:
     messages = [m for n in range(turns - 1) for m in (user(f"Name {n} birds."), assistant(f"Owl {n}."))]
     return {"messages": [*messages, user("Spell cat.")], "instruction": " ".join(c["long"] for c in constraints),
-            "constraints": list(constraints), "is_safety": False, "prompt": {"family": "spell"}} | changes
+            "constraints": list(constraints), "is_safety": False,
+            "prompt": {"family": "spell", "item": "cat", "kind": "ordinary"}} | changes
 
 
 def row(index: int, answer: str, **changes) -> dict:
@@ -134,6 +136,7 @@ def test_ghost_dialogs():
         assert found["messages"][1:-1:2] == dialogs[i]["messages"][1::2]
         assert found["messages"][-1] == assistant(answers[i]["answer"]) and found["answer_ids"] == answers[i]["answer_ids"]
         assert (found["train_on"], found["tokenizer"], found["constraints"]) == ("last", answers[i]["tokenizer"], [WORD])
+        assert (found["family"], found["item"], found["kind"]) == ("spell", "cat", "ordinary"), "as the annotator needs it"
 
 
 def test_ghost_loss_mask():
@@ -562,6 +565,16 @@ def test_killed_and_run_again(moment, tmp_path, monkeypatch):
     for path in (whole / "gatt").glob("*.jsonl"):
         assert sorted(path.read_bytes().splitlines()) == sorted((tmp_path / "gatt" / path.name).read_bytes().splitlines()), path
     assert "is finished already" in run_quietly(main, *argv)
+
+
+def test_sigkill(tmp_path):
+    """The real thing, in the midst of the training."""
+    whole, kinds, _ = uninterrupted()
+    main, argv = stage(tmp_path)
+    die("gatt", kinds.count("step") - 2, argv)
+    assert not runtime.is_finished(tmp_path / "gatt")
+    run_quietly(main, *argv)
+    assert_same_weights(whole / "gatt", tmp_path / "gatt")
 
 
 @pytest.mark.parametrize("check", ["reward", "none"])
