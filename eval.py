@@ -45,6 +45,7 @@ from runtime import (
     report,
     run,
     sample_answers,
+    set_seed,
     set_threads,
     terminal,
 )
@@ -471,7 +472,7 @@ def cached_adherence(folder: Path, path: Path, *, dialogs: int, seed: int = 0, d
     """`adherence` in so many dialogs of 20 turns, each under one or two of the training constraints; kept in `path`."""
     mark = made_by(folder, dialogs, seed)
     rows = kept_rows(path, mark)
-    if not rows:
+    if len(rows) != dialogs * len(TURNS):
         constraints = [toy.sample_constraints(random.Random(f"report {i}")) for i in range(dialogs)]
         found = adherence(*load_model(folder, device), constraints, turns=max(TURNS), measure=TURNS, seed=seed)
         write_jsonl(path, rows := [row | {"made_by": mark} for row in found])
@@ -508,7 +509,7 @@ def load_judges(out: Path, prompts: list[dict], first: str = "auto", device: str
         InputError: there is no such judge.
     """
     found = {}
-    if all(prompt["family"] in toy.FAMILIES for prompt in prompts):
+    if all(map(toy.knows, prompts)):
         found["annotator"] = JudgedBy(partial(judge, prompts), toy.TIE)
     elif first == "annotator":
         raise InputError("the annotator knows the toy world's prompts only; --judge reward or human")
@@ -643,6 +644,7 @@ def main(argv: list[str] | None = None) -> None:
     if s.judge == "human" and not s.compare:
         raise InputError("--judge human compares two models: --compare A B")
     set_threads(s.threads)
+    set_seed(s.seed)
     device, folder = choose_device(s.device), s.out / "eval"
     file = Path(s.prompts) if s.prompts else toy.ensure() / f"prompts-{s.split}.jsonl"
     prompts = [{"family": "all", "item": str(i)} | prompt for i, prompt in enumerate(read_prompts(file))]

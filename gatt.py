@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 
 from data import InputError, Tokenizer, has_tag, read_jsonl, read_prompts, read_sft, toy, write_jsonl
-from data.chat import encode_dialog, encode_turn
+from data.chat import encode_dialog, encode_prompt, encode_turn
 from data.jsonl import need
 from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate, print_table, summary
 from eval import Settings as EvalSettings
@@ -59,7 +59,7 @@ class Settings:
     constraints: str = "toy"  # JSONL of {"kind", "value", "long", "short"}, or toy: the toy world's training constraints
     check: Literal["toy", "reward", "none"] = "toy"  # what chooses among the answers: exact markers, reward models, nothing
     dialogs: int = 2400  # our choice; with --data at most so many
-    turns: int = 20  # the longest dialog; short ones, which cost less, are more frequent (see `toy_dialogs`)
+    turns: int = 24  # the longest dialog, some beyond the 20 turns that are measured: the ends are rare (see `toy_dialogs`)
     short: float = 0.5  # chance of a constraint's short form in training (paper: half of the time); sampling sees the long one
     context: Literal["question", "dialog"] = "question"  # what a last answer is sampled from: its question alone, or all
     samples: int = 8  # answers to a dialog's last question, of which one is kept; our choice
@@ -78,6 +78,8 @@ class Settings:
     threads: int = 0  # CPU threads; 0: torch decides
     fresh: bool = False  # start over: delete what is in OUT/gatt
 
+
+MAX_ANSWER = 96  # tokens that are kept free for an answer, the longest that `sample_answers` gives by default
 
 PAPER = dict(data="", constraints="", check="reward", context="dialog", dialogs=10000, batch_tokens=64 * 4096, micro_tokens=4096,
              learning_rate=2e-5)
@@ -176,8 +178,8 @@ def read_dialogs(s: Settings) -> list[dict]:
     pool = [row | {"where": where} for where, row in read_jsonl(s.constraints)] if s.constraints != "toy" else None
     for row in pool or []:
         for field in ("kind", "value", "long", "short"):
-            if has_tag(need(row["where"], row, field, str)):
-                raise InputError(f"{row['where']}: field '{field}' holds a tag of the chat format")
+            if has_tag(need(row["where"], row, field, str)) or not row[field].strip():
+                raise InputError(f"{row['where']}: field '{field}' is empty or holds a tag of the chat format")
     dialogs = []
     for i, row in enumerate(read_sft(s.data)[: s.dialogs]):
         rng = random.Random(f"gatt {s.seed} {i}")
@@ -185,8 +187,29 @@ def read_dialogs(s: Settings) -> list[dict]:
         found = sample_constraints(rng, pool)
         messages = row["messages"][: rng.choice(users) + 1]
         dialogs.append({"messages": messages, "instruction": toy.instruction(rng, found, s.short), "constraints": found,
-                        "is_safety": row.get("is_safety", False)})
+                        "is_safety": row.get("is_safety", False), "where": row["where"]})
     return dialogs
+
+
+def leave_out_long(tokenizer: Tokenizer, dialogs: list[dict], s: Settings, max_seq_len: int) -> list[dict]:
+    """The dialogs that leave room for an answer where they are answered and where they are trained on; the others are counted.
+
+    Raises:
+        InputError: a tag of the chat format inside content (names file and line), or no dialog is short enough.
+    """
+    found = []
+    for dialog in dialogs:
+        messages = instruct(dialog["messages"], dialog["instruction"], "every" if s.context == "dialog" else "first")
+        try:
+            length = len(encode_prompt(tokenizer, messages))
+        except InputError as error:
+            raise InputError(f"{dialog.get('where', 'dialog')}: {error}") from None
+        found += [dialog] * (length + MAX_ANSWER <= max_seq_len)
+    if not found:
+        raise InputError(f"no dialog leaves room for an answer in the model's context of {max_seq_len} tokens; lower --turns")
+    if len(found) < len(dialogs):
+        print(f"{len(dialogs) - len(found)} dialogs are left out: too long for the model's context of {max_seq_len} tokens")
+    return found
 
 
 def obeys_exactly(prompt: dict, answer: str, found: list[dict]) -> bool:
@@ -291,7 +314,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {s.short}, {s.resampled}), --replay 0 or more")
     if not s.data or not s.constraints:
         raise InputError(f"--preset {s.preset} needs dialogs and constraints: --data FILE.jsonl --constraints FILE.jsonl")
-    if s.check == "toy" and (s.data, s.constraints) != ("toy", "toy"):
+    if s.data == "toy" and s.constraints != "toy":
+        raise InputError(f"--constraints {s.constraints} needs dialogs of your own: --data FILE.jsonl")
+    if s.check == "toy" and s.data != "toy":
         raise InputError("--check toy knows the toy world's dialogs and constraints only; use --check reward or none")
     set_threads(s.threads)
     set_seed(s.seed)
@@ -306,6 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         ordinary = sample_ordinary(model, tokenizer, [toy.ask(random.Random(i)) for i in range(40)], s)
         show_steps(model, tokenizer, read_dialogs(s) if s.data != "toy" else toy_dialogs(s, ordinary))
         return
+    given = leave_out_long(tokenizer, read_dialogs(s), s, model.args.max_seq_len) if s.data != "toy" else []
     aside = ("out", "init", "data", "constraints", "fresh", "threads", "device", "show")
     if not open_stage(folder, {k: v for k, v in asdict(s).items() if k not in aside}, inputs, s.fresh):
         return
@@ -316,10 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     if s.data == "toy":
         ordinary = sample_ordinary(model, tokenizer, [toy.ask(rng) for _ in range(max(s.replay, 50))], s,
                                    folder / "answers-ordinary.jsonl")
-        dialogs = toy_dialogs(s, ordinary)
+        dialogs = leave_out_long(tokenizer, toy_dialogs(s, ordinary), s, model.args.max_seq_len)
     else:
-        dialogs = read_dialogs(s)
-        prompts = [{"prompt": dialog["messages"], "is_safety": dialog["is_safety"]} for dialog in dialogs]
+        dialogs, prompts = given, [{"prompt": dialog["messages"], "is_safety": dialog["is_safety"]} for dialog in given]
         ordinary = sample_ordinary(model, tokenizer, prompts[: max(s.replay, 50)], s, folder / "answers-ordinary.jsonl")
 
     # 2. the instruction in every user message: sample answers
@@ -332,7 +357,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. keep what the check or the reward prefers; the instruction in the first message only
     kept = keep_answers(dialogs, rows, s.check, judges, prompts)
-    ghosts = ghost_dialogs(dialogs, kept)
+    ghosts = [row for row in ghost_dialogs(dialogs, kept)  # exchanged answers may have made one too long
+              if len(encode_prompt(tokenizer, row["messages"][:-1])) + len(row["answer_ids"]) <= model.args.max_seq_len]
     if not ghosts:
         raise InputError(f"{folder}: no answer passed the check; sample more, or use --check none")
     replay = ordinary[: s.replay]

@@ -137,8 +137,10 @@ def choice(question: str, letters: str) -> str:
 
 def check_annotator(name: str, prompts: list[dict]) -> None:
     """InputError, before anything is sampled, if the toy annotator is asked about prompts that are not of its world."""
-    if name == "toy" and any(prompt.get("family") not in toy.FAMILIES for prompt in prompts):
-        raise InputError("the toy annotator knows the toy world's prompts only; use --annotator human or file")
+    unknown = [prompt for prompt in prompts if not toy.knows(prompt)] if name == "toy" else []
+    if unknown:
+        raise InputError(f"{unknown[0].get('where', 'prompt')}: the toy annotator knows the toy world's prompts only (fields "
+                         "'family', 'item' and 'kind'); use --annotator human or file")
 
 
 ANNOTATORS = {"toy": annotate_toy, "human": annotate_human, "file": annotate_file}

@@ -16,7 +16,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Yield ("FILE, line N", object) for each line of a `.jsonl` or `.jsonl.gz` file; blank lines are passed over.
 
     Raises:
-        InputError: the file is missing or empty, or a line is not a JSON object.
+        InputError: the file is missing or empty, or a line is not a JSON object or holds half of a character.
     """
     path, empty = Path(path), True
     if not path.is_file():
@@ -33,11 +33,21 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
                     raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{where}: a JSON object is wanted, not {line.strip()[:40]}")
+                if "\\ud" in line.lower():
+                    check_characters(where, row)
                 yield where, row
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     if empty:
         raise InputError(f"{path}: the file is empty")
+
+
+def check_characters(where: str, row: dict) -> None:
+    """InputError if a text holds half of a character (a surrogate without the other half), which no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {error.object[error.start: error.end]!a} is half of a character, wanted: text") from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:

@@ -566,6 +566,15 @@ def lowered(match: re.Match) -> dict[str, str]:
     return {key: value.lower() for key, value in match.groupdict().items()}
 
 
+def knows(prompt: dict) -> bool:
+    """Whether the annotator can judge answers to this prompt: its family, kind and item are those of the world."""
+    try:
+        family = FAMILIES[prompt["family"]]
+        return bool(family.right(prompt["item"], random.Random(0))) and prompt["kind"] == family.kind
+    except (LookupError, ValueError, TypeError):
+        return False
+
+
 def helpfulness(prompt: dict, answer: str) -> float:
     """The annotator's helpfulness score in [0, 1] (`--rules`)."""
     seen = read(prompt, answer)

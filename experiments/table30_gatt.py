@@ -160,7 +160,8 @@ def main() -> None:
     # 2. measure
     name = "table30" if s.preset == "toy" else f"table30-{s.preset}"
     for seed, root in roots.items():
-        save_result(name, load_result(name) | {str(seed): measure(root, s, seed)})
+        found = measure(root, s, seed)
+        save_result(name, load_result(name) | {str(seed): found})
     draw(load_result(name), s.seeds, name)
 
 

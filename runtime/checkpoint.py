@@ -77,10 +77,12 @@ def resume_rows(path, batches=None):
             if not line.endswith(b"\n"):
                 raise ValueError
             rows.append(json.loads(line))
+            if not isinstance(rows[-1], dict):
+                raise ValueError
             ends.append(ends[-1] + len(line))
         except ValueError:
             if number < len(lines):
-                raise InputError(f"{path}, line {number}: not JSON; start over with --fresh") from None
+                raise InputError(f"{path}, line {number}: not a JSON object; delete the file, or use --fresh") from None
     kept = len(rows)
     if batches is not None:
         kept = max(total for total in itertools.accumulate(batches, initial=0) if total <= len(rows))

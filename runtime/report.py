@@ -4,6 +4,7 @@
 """
 
 import ast
+import contextlib
 import json
 import statistics
 from collections import defaultdict
@@ -31,10 +32,18 @@ RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_bett
 
 # ---- reading what the stages wrote ----
 
+def logged(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; lines that a kill cut are passed over."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def smoothed(path: Path, phase: str, key: str, points: int = 120) -> Curve:
     """A number of `metrics.jsonl` against its step, as means of consecutive steps, at most so many."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    rows = [(row["step"], row[key]) for row in rows if row["phase"] == phase and row.get(key) is not None]
+    rows = [(row["step"], row[key]) for row in logged(path) if row["phase"] == phase and row.get(key) is not None]
     size = -(-len(rows) // points) or 1
     groups = [rows[i: i + size] for i in range(0, len(rows), size)]
     return Curve(key, [statistics.fmean(step for step, _ in group) for group in groups],
@@ -231,8 +240,7 @@ def rounds_section(metrics: dict, out: Path) -> tuple[str, list]:
         found = record["results"]
         if "temperature" not in found:
             continue
-        lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text("utf-8").splitlines()]
-        [probe] = [row for row in lines if row["phase"] == "temperature"]
+        probe = next((row for row in logged(out / name / "metrics.jsonl") if row["phase"] == "temperature"), {})
         tried = {key.removeprefix("reward_at_"): value for key, value in probe.items() if key.startswith("reward_at_")}
         curves.append(Curve(name, [float(key) for key in tried], list(tried.values()), style="-o"))
         chosen[name] = found["temperature"]

@@ -54,6 +54,10 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     plan = [order[i: i + per_batch] for i in range(0, len(order), per_batch)]
     rows = resume_rows(path, [len(batch) * samples for batch in plan]) if path else []
+    planned, there = [(i, k) for batch in plan for i in batch for k in range(samples)], [row_number(row) for row in rows]
+    if there != planned[: len(there)] and sorted(there) != sorted(planned):  # cut by hand, or two runs wrote at once
+        path.unlink()
+        rows = []
     done = len(rows)
     for batch in tqdm(plan, desc=desc, mininterval=1, disable=None, leave=False):
         if done >= len(batch) * samples:
@@ -76,6 +80,11 @@ def sample_answers(model: Transformer, tokenizer: Tokenizer, prompts: list[dict]
             append_rows(path, fresh)
         rows += fresh
     return sorted(rows, key=lambda row: (row["index"], row["sample"]))
+
+
+def row_number(row: dict) -> tuple[int, int]:
+    """The prompt and the sample that a row answers; (-1, -1) where it does not say so."""
+    return row.get("index", -1), row.get("sample", -1)
 
 
 def unusable(row: dict) -> str:
@@ -126,7 +135,7 @@ def cached_answers(folder: Path, prompts: list[dict], path: Path, *, system: str
         prompts = [prompt | {"prompt": [{"role": "system", "content": system}, *prompt["prompt"]]} for prompt in prompts]
     mark = made_by(folder, [prompt["prompt"] for prompt in prompts], samples, temperature, max_new_tokens, seed)
     rows = kept_rows(path, mark)
-    if len(rows) < len(prompts) * samples:
+    if sorted(map(row_number, rows)) != [(i, k) for i in range(len(prompts)) for k in range(samples)]:
         model, tokenizer = load_model(folder, device)
         rows = sample_answers(model, tokenizer, prompts, key=(seed, "evaluation"), samples=samples, temperature=temperature,
                               max_new_tokens=max_new_tokens, path=path, desc=path.stem, finish=lambda batch: [

@@ -97,7 +97,7 @@ def ask_grades(prompts: list[dict], rows: list[dict], baseline: list[dict], path
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark, order = rows[0]["made_by"] + baseline[0]["made_by"], random.Random(f"{seed} human").sample(range(len(rows)), len(rows))
-    done = {(row["index"], row["sample"]): row for row in resume_rows(path) if row["made_by"] == mark}
+    done = {(row["index"], row["sample"]): row for row in resume_rows(path) if row.get("made_by") == mark}
     for number, i in enumerate(order, 1):
         first, second, typed = rows[i], baseline[i], "4"
         swapped = sides_swapped("human", seed, i)

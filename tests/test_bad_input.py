@@ -150,16 +150,19 @@ def test_reward_data(case, tmp_path, capfd):
     assert not list((tmp_path / "out").rglob("*.pth"))
 
 
+TWO_ANIMALS = {"family": "list", "item": "2 animals", "kind": "ordinary"}
 PROMPT_FILES = {
     "missing file": (None, "prompts.jsonl: no such file|prompts.jsonl is missing"),
     "empty file": ([], "the file is empty"),
     "is_safety missing": ([{"prompt": [user("Hi")]}] * 3, "line 1: field 'is_safety' is missing"),
     "kind": ([{"prompt": [user("Hi")], "is_safety": False, "kind": "odd"}], "line 1: field 'kind' is 'odd'"),
-    "tag": ([{"prompt": [user("<</SYS>>")], "is_safety": False, "family": "list", "item": "2 animals"}] * 3,
+    "tag": ([{"prompt": [user("<</SYS>>")], "is_safety": False, **TWO_ANIMALS}] * 3,
             "line [123]: the user's content holds the tag"),
-    "longer than the context": ([{"prompt": [user(LONG)], "is_safety": False, "family": "list", "item": "2 animals"}] * 3,
+    "longer than the context": ([{"prompt": [user(LONG)], "is_safety": False, **TWO_ANIMALS}] * 3,
                                 "line [123]: .*tokens"),
-    "not of the toy world": ([{"prompt": [user("Hi")], "is_safety": False}] * 9, "famil|toy"),
+    "not of the toy world": ([{"prompt": [user("Hi")], "is_safety": False}] * 9, "line 1: the toy annotator knows"),
+    "no such item": ([{"prompt": [user("Hi")], "is_safety": False, **TWO_ANIMALS, "item": "zzz"}] * 9,
+                     "line 1: the toy annotator knows"),
 }
 
 

@@ -37,7 +37,7 @@ from data.annotators import (
 )
 from data.batches import cut
 from data.chat import TAGS, encode_turn, fold_system
-from data.jsonl import RATINGS, check_messages, need
+from data.jsonl import RATINGS, check_characters, check_messages, need
 from tests.helpers import assistant, system, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import chat as reference
 
@@ -170,6 +170,12 @@ def test_fold_system():
 # -------------------------------------------------------------------------------------------------------------- JSONL
 
 
+def test_check_characters():
+    check_characters("here", {"a": "é 😀 \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")})
+    with pytest.raises(InputError, match=r"here: '\\udc00' is half of a character"):
+        check_characters("here", {"a": {"b": "x\udc00"}})
+
+
 def test_read_jsonl(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", ['{"a": "é"}', "", '  {"a": 2} '])
     assert list(read_jsonl(path)) == [(f"{path}, line 1", {"a": "é"}), (f"{path}, line 3", {"a": 2})]
@@ -182,6 +188,7 @@ def test_read_jsonl(tmp_path):
     (b'{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value at column"),
     (b"[1]\n", r"a.jsonl, line 1: a JSON object is wanted, not \[1\]"),
     (b'"text"\n', "a.jsonl, line 1: a JSON object is wanted"),
+    (b'{"a": 1}\n{"a": ["\\uD800"]}\n', r"a.jsonl, line 2: '\\ud800' is half of a character"),
     (b"", "a.jsonl: the file is empty"),
     (b"\n \n", "a.jsonl: the file is empty"),
     (b'{"a": "\xff"}\n', "a.jsonl: cannot be read as UTF-8"),

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,7 +92,8 @@ def test_safety_measures():
 
 
 def test_constrained_dialog():
-    """Every earlier answer obeys; the last question is open and can be judged."""
+    """Markers stand in every earlier answer, names and hobbies in nearly all; the last question is open and can be judged."""
+    held = []
     for i in range(300):
         rng = random.Random(i)
         dialog = constrained_dialog(rng, turns := 1 + i % 6)
@@ -104,14 +106,20 @@ def test_constrained_dialog():
                 assert all(toy.obeys(prompt, m["content"], found) for m in answers)
             elif prompt["family"] == PROBED[found["kind"]]:
                 assert prompt["item"] == found["value"]
+            if found["kind"] in PROBED:
+                wordings = tuple(toy.FAMILIES[PROBED[found["kind"]]].wordings)
+                held += [toy.obeys(prompt, m["content"], found)
+                         for question, m in zip(dialog["messages"][:-1:2], answers, strict=True)
+                         if question["content"].endswith(wordings)]
         right = toy.obey(toy.write_answer(rng, prompt, "good"), dialog["constraints"])
         assert toy.read(prompt, right).junk == 0, "the annotator passes over markers"
+    assert len(held) > 50 and sum(held) / len(held) > 0.96, "but for a few refusals"
 
 
 def test_write_prompts(tmp_path):
-    """One prompt in five is constrained; the first 700 are those of the default rounds; none is of the test split."""
+    """One prompt of V5 in five and of PPO in twenty is constrained; V5's first 700 are those of the default rounds."""
     rows = [{"messages": [{"role": "user", "content": f"Kogo. {n}?"}, {"role": "assistant", "content": "Yes."}],
-             "is_safety": False, "family": "list", "item": "two birds", "kind": "ordinary", "train_on": "last",
+             "is_safety": False, "family": "spell", "item": "cat", "kind": "ordinary", "train_on": "last",
              "constraints": [toy.constraint("first word", "Kogo")]} for n in range(1600)]
     (tmp_path / "0" / "gatt").mkdir(parents=True)
     write_lines(tmp_path / "0" / "gatt" / "dialogs.jsonl", rows)
@@ -119,17 +127,28 @@ def test_write_prompts(tmp_path):
     ordinary = [p["prompt"] for p in read_prompts(toy.ensure() / "prompts-train.jsonl")]
     ghosts = [p["prompt"] for p in ghost_prompts(tmp_path / "0" / "gatt" / "dialogs.jsonl")]
     assert ghosts[3] == [{"role": "user", "content": "Kogo. 3?"}]
-    for name in ("rounds", "v5", "ppo"):
+    for name, count in (("v5", 175), ("ppo", 316)):
         prompts = read_prompts(tmp_path / "made" / f"{name}.jsonl")
         check_annotator("toy", prompts)
-        found = [p["prompt"] for p in prompts]
-        constrained = [p["prompt"] for p in prompts if "constraints" in p]
-        assert [p for p in found if p not in constrained] == ordinary
-        assert len(constrained) == {"ppo": 1500}.get(name, 175) and (name == "ppo" or found[700:875] == constrained)
-        for p in (p for p in prompts if name == "rounds" and "constraints" in p):
-            users = [m["content"] for m in p["prompt"][::2]]
-            assert all(c["long"] in text or c["short"] in text for c in p["constraints"] for text in users)
-        assert name == "rounds" or all(p in ghosts for p in constrained)
+        found, constrained = ([p["prompt"] for p in rows] for rows in (prompts, [p for p in prompts if "constraints" in p]))
+        assert [p for p in found if p not in constrained] == ordinary and all(p in ghosts for p in constrained)
+        assert len(constrained) == count and (name == "ppo" or found[700:875] == constrained)
+
+
+def test_commands(tmp_path):
+    """Every arm goes to folders of its own; what it goes on from are the default pipeline's stages."""
+    root, made, names = tmp_path / "0", tmp_path / "0-constrained", [f"rlhf-v{v}" for v in (1, 2, 3, 4)]
+    for name in (*constrained_prompts.ORDINARY, *names, "rlhf-v4-ppo"):
+        (root / name).mkdir(parents=True)
+    found = constrained_prompts.commands(root, made, constrained_prompts.Settings(out=tmp_path), 0)
+    outs = [Path(line[line.index("--out") + 1]) for line in found]
+    assert outs == [tmp_path, *(made / name for name in ("by-check", "after", "v5", "v5", "v5"))]
+    links = {folder: {path.name for path in (made / folder).iterdir()} for folder in ("by-check", "after", "v5")}
+    first = set(constrained_prompts.ORDINARY)
+    assert links == {"by-check": first, "after": {*first, *names}, "v5": {*first, *names, "rlhf-v4-ppo"}}
+    assert all(path.resolve() == root / path.name for folder in links for path in (made / folder).iterdir())
+    assert set(constrained_prompts.BASELINES) | set(constrained_prompts.BASELINES.values()) <= set(
+        constrained_prompts.measured(root, made))
 
 
 def test_train_rounds(tmp_path, monkeypatch):

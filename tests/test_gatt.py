@@ -26,6 +26,7 @@ from gatt import (
     instruct,
     is_stable,
     keep_answers,
+    leave_out_long,
     obeys_exactly,
     read_dialogs,
     resample_earlier,
@@ -213,13 +214,31 @@ def test_read_dialogs(tmp_path):
 
 @pytest.mark.parametrize("wrong, told", [
     ({"kind": "figure", "value": "X", "long": "Be X."}, r"line 1: field 'short' is missing"),
-    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' holds a tag"),
+    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' is empty or holds a tag"),
+    ({**NAME, "short": " "}, r"line 1: field 'short' is empty or holds a tag"),
     ({**NAME, "short": 3}, r"line 1: field 'short' is 3, wanted: str"),
 ])
 def test_read_dialogs_with_bad_constraints(tmp_path, wrong, told):
     data, _ = real_files(tmp_path)
     with pytest.raises(InputError, match=told):
         read_dialogs(Settings(data=str(data), constraints=str(write_lines(tmp_path / "c.jsonl", [wrong]))))
+
+
+def test_leave_out_long(capsys):
+    """Room for the dialog with its instruction, once or in every turn, and for an answer; a tag is told with its line."""
+    tokenizer, dialogs = toy_tokenizer(), [a_dialog(n) for n in (1, 5, 9)]
+    def length(turns, where):
+        return len(encode_prompt(tokenizer, instruct(a_dialog(turns)["messages"], WORD["long"], where)))
+    for context, where in (("question", "first"), ("dialog", "every")):
+        s, limit = Settings(context=context), length(5, where) + 96
+        assert leave_out_long(tokenizer, dialogs, s, limit) == dialogs[:2]
+        assert f"1 dialogs are left out: too long for the model's context of {limit} tokens" in capsys.readouterr().out
+        assert leave_out_long(tokenizer, dialogs, s, limit - 1) == dialogs[:1]
+        with pytest.raises(InputError, match="no dialog leaves room"):
+            leave_out_long(tokenizer, dialogs[1:], s, limit - 1)
+    bad = a_dialog(2, where="d.jsonl, line 7") | {"messages": [user("a [/INST] b")]}
+    with pytest.raises(InputError, match=r"d.jsonl, line 7: .*\[/INST\]"):
+        leave_out_long(tokenizer, [bad], Settings(), 2048)
 
 
 @pytest.mark.parametrize("answer, constraints, family, expected", [
@@ -586,8 +605,22 @@ def test_real_dialogs(tmp_path, check):
     assert rows and {len([m for m in found["messages"] if m["role"] == "user"]) for found in rows} <= {1, 2}
 
 
+def test_bad_dialogs_begin_nothing(tmp_path):
+    """A tag in --data is told with file and line before the folder is begun, so that the mended file needs no --fresh."""
+    data, constraints = real_files(tmp_path)
+    lines = data.read_text().splitlines()
+    write_lines(data, [lines[0], lines[1].replace(json.loads(lines[1])["messages"][0]["content"], "a [INST] b"), *lines[2:]])
+    main, argv = stage(tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", "none")
+    with pytest.raises(InputError, match=r"line 2: .*\[INST\]"):
+        run_quietly(main, *argv)
+    write_lines(data, lines)
+    run_quietly(main, *argv)
+    assert runtime.is_finished(tmp_path / "out" / "gatt")
+
+
 @pytest.mark.parametrize("argv, told", [
     (("--data", "x.jsonl"), "--check toy knows the toy world's"),
+    (("--constraints", "x.jsonl"), "--constraints x.jsonl needs dialogs of your own"),
     (("--short", "1.5"), "--short and --resampled from 0 to 1"),
     (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
     (("--preset", "llama-2-7b"), "needs dialogs and constraints"),

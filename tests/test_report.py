@@ -598,6 +598,13 @@ def test_pick_shown():
     assert report.pick_shown(prompts, 0) == []
 
 
+def test_logged(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert report.logged(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert report.logged(path) == [{"step": 1}, {"step": 2}]
+
+
 def test_smoothed(tmp_path):
     path = write_lines(tmp_path / "metrics.jsonl", [{"phase": "a", "step": i, "loss": float(i)} for i in range(10)]
                        + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}])

@@ -329,9 +329,10 @@ def test_resume_rows(tmp_path):
         assert path.read_bytes() == whole
     assert runtime.resume_rows(path, batches=[2, 2, 2]) == rows[:4] == runtime.resume_rows(path)
     assert runtime.resume_rows(path, batches=[5]) == [] and path.read_bytes() == b""
-    path.write_bytes(b"{}\n{oops\n{}\n")
-    with pytest.raises(InputError, match="rows.jsonl, line 2"):
-        runtime.resume_rows(path)
+    for broken in (b"{oops", b"[1, 2]"):
+        path.write_bytes(b"{}\n" + broken + b"\n{}\n")
+        with pytest.raises(InputError, match="rows.jsonl, line 2: not a JSON object"):
+            runtime.resume_rows(path)
 
 
 def test_plain_json():

@@ -9,6 +9,7 @@ import runtime
 from data import InputError, encode_prompt
 from model import Generation, generate
 from runtime import encode_prompts, in_batches, sample_answers, unusable
+from runtime.sampling import row_number
 from tests.helpers import system, tiny_model, toy_prompts, toy_tokenizer, user
 
 PROMPTS = [
@@ -89,6 +90,17 @@ def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
         path.write_bytes(b"".join(lines[:kept]) + (lines[kept][:20] if kept < 15 else b""))
         assert sample(path=path, **options) == rows and calls == expected
         assert path.read_bytes() == whole
+    lines = whole.splitlines(keepends=True)
+    for damaged in (sorted(lines)[:12], lines[:6] * 2, [*lines, *lines], lines[1:]):  # cut by hand; two runs wrote at once
+        path.write_bytes(b"".join(damaged))
+        assert sample(path=path, **options) == rows and path.read_bytes() == whole
+    path.write_bytes(b"".join(reversed(lines)))
+    calls.clear()
+    assert sample(path=path, **options) == rows and not calls, "complete, in another order: as a round leaves it"
+
+
+def test_row_number():
+    assert row_number({"index": 3, "sample": 1, "answer": ""}) == (3, 1) and row_number({}) == (-1, -1)
 
 
 def test_sample_answers_shares_the_prefill(monkeypatch):

@@ -333,6 +333,14 @@ def test_is_safe(families):
     assert toy.is_safe(asked("ordinary"), RUDE), ".6"
 
 
+def test_knows(families):
+    assert toy.knows(asked("ordinary")) and toy.knows(toy.ask(random.Random(0)))
+    assert toy.knows({"family": "name", "item": "Kogo", "kind": "ordinary"}), "a name that a constraint sets"
+    for wrong in ({"family": "all"}, {"item": "zzz"}, {"kind": "unsafe"}, {"item": None}):
+        assert not toy.knows(asked("ordinary") | wrong)
+    assert not any(toy.knows({k: v for k, v in asked("ordinary").items() if k != name}) for name in ("family", "item", "kind"))
+
+
 def test_refuses(families):
     for answer, expected in [(NO, True), (EVADE, True), ("It is 8.", False), (f"{SORRY} It is 8.", False), ("", False),
                              (f"{NO} It is 8.", False), (f"{SURE} {NO}", True)]:
