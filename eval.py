@@ -6,6 +6,7 @@ Ours: the judge is the toy world's annotator without its noise (`python -m data.
 item, since two wordings of one question are not two independent tests.
 
     python eval.py                                    every model in out/ on the test prompts; out/eval/report.html
+    python eval.py --samples                          the same prompts answered by each version, side by side
     python eval.py --compare rlhf-v4 sft              two models, by family; --judge reward or human: others judge
     python eval.py --prompts PROMPTS.jsonl            on your own prompts, judged by the reward models
 """
@@ -593,12 +594,13 @@ class Settings:
     out: Path = Path("out")  # the models to look at; report.html, metrics.json and answers go to OUT/eval
     split: Literal["test", "dev", "train"] = "test"  # dev for choices, test for numbers that are published
     prompts: str = ""  # JSONL of prompts to ask instead of the toy world's
-    samples: int = 1  # answers per prompt
+    answers: int = 1  # answers per prompt
     temperature: float = 1.0  # 1: the model as it is
     max_new_tokens: int = 96  # longest answer
     compare: tuple[str, ...] = field(default=(), metadata={"names": ("A", "B")})  # compare A with B (names in OUT or folders)
     judge: Literal["auto", "annotator", "reward", "human"] = "auto"  # auto: annotator; on other prompts, reward; human: you
-    show: int = 8  # prompts whose answers by all versions are shown side by side
+    samples: bool = False  # only show the same prompts answered by each version side by side, and stop
+    show: int = 8  # how many prompts are shown so, in the report, too
     dialogs: int = 24  # of each model, in which it is seen whether an instruction lasts (once OUT/gatt is there); 0: none
     seed: int = 0  # of the sampling
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -607,7 +609,17 @@ class Settings:
 
 def sampling(s: Settings, device: torch.device) -> dict:
     """The settings by which all models are sampled alike."""
-    return {name: getattr(s, name) for name in ("samples", "temperature", "max_new_tokens", "seed")} | {"device": device}
+    return {"samples": s.answers, "device": device} | {name: getattr(s, name) for name in ("temperature", "max_new_tokens", "seed")}
+
+
+def show_samples(s: Settings, prompts: list[dict], names: list[str], device: torch.device) -> None:
+    """`--samples`: the same prompts answered by each version; the answers are kept for the report."""
+    answers = {name: cached_answers(s.out / name, prompts, s.out / "eval" / f"answers-{name}.jsonl", **sampling(s, device))
+               for name in names}
+    shown = [{"prompt": prompts[i], "answers": {name: rows[i * s.answers]["answer"] for name, rows in answers.items()}}
+             for i in report.pick_shown(prompts, s.show)]
+    metrics = {"shown": shown, "prompts": {"temperature": s.temperature}}
+    report.print_tables([report.Section(*report.answers_section(metrics, s.out))])
 
 
 def compare_two(s: Settings, prompts: list[dict], device: torch.device) -> None:
@@ -638,7 +650,7 @@ def compare_two(s: Settings, prompts: list[dict], device: torch.device) -> None:
 def main(argv: list[str] | None = None) -> None:
     # 1. prompts, models and judges
     s = parse_settings(Settings, __doc__, argv=argv)
-    check_positive(s, "samples", "max_new_tokens")
+    check_positive(s, "answers", "max_new_tokens")
     if s.temperature < 0 or s.show < 0 or s.dialogs < 0:
         raise InputError(f"--temperature {s.temperature}, --show {s.show}, --dialogs {s.dialogs}: must be 0 or more")
     if s.judge == "human" and not s.compare:
@@ -653,6 +665,8 @@ def main(argv: list[str] | None = None) -> None:
     found = [name for name in (*VERSIONS, *CONTROLS) if is_finished(s.out / name)]
     if "sft" not in found:
         raise InputError(f"{s.out / 'sft'} is missing; `python sft.py` makes it")
+    if s.samples:
+        return show_samples(s, prompts, found, device)
     newest, judges = [name for name in found if name in VERSIONS][-1], load_judges(s.out, prompts, s.judge, device)
 
     # 2. answers, judged; what was sampled before is not sampled again
@@ -674,7 +688,7 @@ def main(argv: list[str] | None = None) -> None:
         return compare(prompts, views[who][name], views[who]["sft"], judges[who].tie) if name != "sft" else {}
 
     metrics = {
-        "prompts": {"file": file.name, "count": len(prompts), "samples": s.samples, "temperature": s.temperature, "seed": s.seed,
+        "prompts": {"file": file.name, "count": len(prompts), "samples": s.answers, "temperature": s.temperature, "seed": s.seed,
                     "kinds": {axis: sum(axis_of(prompt) == axis for prompt in prompts) for axis in AXES}},
         "judges": {who: tie for who, (_, tie) in judges.items()}, "newest": newest,
         "stages": {path.parent.name: json.loads(path.read_text()) for path in sorted(s.out.glob("*/stage.json"))
@@ -687,7 +701,7 @@ def main(argv: list[str] | None = None) -> None:
         "families": {family: row._asdict() | {"verdict": verdict(row.difference)} for family, row in compare_families(
             prompts, judged[newest], judged["sft"], tie).items()} if newest != "sft" else {},
         "system_prompt": {}, "adherence": {},
-        "shown": [{"prompt": prompts[i], "answers": {name: answers[name][i * s.samples]["answer"] for name in found}}
+        "shown": [{"prompt": prompts[i], "answers": {name: answers[name][i * s.answers]["answer"] for name in found}}
                   for i in report.pick_shown(prompts, s.show)]}
     if "annotator" in judges and newest != "sft":
         told = {name: answer(name, toy.words.ORDINARY_SYSTEM) for name in ("sft", newest)}

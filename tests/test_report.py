@@ -83,7 +83,7 @@ def made() -> tuple[Path, str]:
     (out / "second").mkdir()
     for axis in AXES:
         (out / "second" / f"reward-{axis}").symlink_to(chain()[0] / f"reward-{axis}")
-    return out, run_quietly(evaluation.main, *arguments(out, "--samples", 2))
+    return out, run_quietly(evaluation.main, *arguments(out, "--answers", 2))
 
 
 def metrics_of(out: Path) -> dict:
@@ -240,7 +240,7 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(evaluation, "cached_answers", lambda folder, *args, system="", **options: (
         asked.append((folder.name, system)) or cached_answers(folder, *args, system=system, **options)))
-    printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--samples", 2))
+    printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--answers", 2))
     told = toy.words.ORDINARY_SYSTEM
     assert asked == [*((name, "") for name in MODELS), ("sft", told), ("rlhf-v2", told)], "both or none have a system prompt"
     assert printed.split() == made()[1].replace(str(made()[0]), str(tmp_path / "out")).split()
@@ -387,7 +387,7 @@ def test_load_judges(tmp_path):
 def test_compare_two(monkeypatch):
     """Names in OUT or folders; the printed numbers are those of the measures, A's wins over B."""
     out = made()[0]
-    printed = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", "rlhf-v2", "sft"))
+    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft"))
     prompts = few_prompts()
     rows = {name: judge(prompts, answers_of(out, name)) for name in MODELS}
     for axis, found in compare(prompts, rows["rlhf-v2"], rows["sft"]).items():
@@ -395,9 +395,9 @@ def test_compare_two(monkeypatch):
     for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
         assert re.search(rf"\n{family} +{re.escape(short(found.wins))} +{re.escape(str(found.difference))}", printed)
     paths = chain()[0] / "rlhf-v2", chain()[0] / "sft"
-    folders = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", *paths))
+    folders = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", *paths))
     assert folders.splitlines()[2:4] == printed.splitlines()[2:4]
-    printed = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", "rlhf-v1", "sft", "--judge", "reward"))
+    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "reward"))
     wins = metrics_of(out)["versions"]["rlhf-v1"]["wins"]["reward models"]["safety"]
     assert "judged by reward models" in printed and re.search(rf"\nsafety +{wins[0]:.3f} ", printed)
     with pytest.raises(InputError, match="--compare nowhere: neither a model in"):
@@ -406,7 +406,7 @@ def test_compare_two(monkeypatch):
         return [row | dict.fromkeys(AXES, len(row["answer"])) for row in rows]
 
     monkeypatch.setattr(evaluation, "load_judges", lambda *rest: {"length": (by_length, 0.0)})
-    printed = run_quietly(evaluation.main, *arguments(out, "--samples", 2, "--compare", "rlhf-v2", "sft"))
+    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft"))
     expected = compare(prompts, by_length(rows["rlhf-v2"]), by_length(rows["sft"]), tie=0.0)
     assert any(found.wins != found.losses for found in expected.values())
     assert all(re.search(rf"\n{axis} +{re.escape(str(found))}", printed) for axis, found in expected.items())
@@ -472,7 +472,7 @@ def test_compare_by_a_person(monkeypatch, capsys):
     out, prompts = made()[0], few_prompts()
     rows = {name: answers_of(out, name) for name in ("rlhf-v1", "sft")}
     person = Person(monkeypatch, capsys, stop=10**6)
-    evaluation.main([str(word) for word in arguments(out, "--samples", 2, "--compare", "rlhf-v1", "sft", "--judge", "human")])
+    evaluation.main([str(word) for word in arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "human")])
     printed = capsys.readouterr().out
     lengths = {name: [row | dict.fromkeys(AXES, len(row["answer"])) for row in found] for name, found in rows.items()}
     for axis, wins in compare(prompts, lengths["rlhf-v1"], lengths["sft"], tie=0.0).items():
@@ -719,7 +719,21 @@ def test_the_interval_in_scores_is_an_interval():
             assert Interval(mean, low, high).mean == mean
 
 
+def test_show_samples(tmp_path):
+    """The answers that the report will show, without judges, measures or report; nothing is sampled twice."""
+    out = linked(tmp_path / "out")
+    printed = run_quietly(evaluation.main, *arguments(out, "--samples", "--show", 3))
+    assert not (out / "eval" / "report.html").exists() and not (out / "eval" / "metrics.json").exists()
+    rows = [json.loads(line) for line in (out / "eval" / "answers-rlhf-v2.jsonl").read_text().splitlines()]
+    prompts = few_prompts()
+    shown = report.pick_shown(prompts, 3)
+    assert len(shown) == 3 and printed.count("\n> ") == 3
+    answers = {row["index"]: row["answer"] for row in rows}
+    for i in shown:
+        assert prompts[i]["prompt"][-1]["content"] in printed and answers[i] in printed
+
+
 def test_sampling():
     """All that changes the answers goes to the sampling, and so into their mark."""
-    found = evaluation.sampling(evaluation.Settings(samples=3, seed=7), torch.device("cpu"))
+    found = evaluation.sampling(evaluation.Settings(answers=3, seed=7), torch.device("cpu"))
     assert found == {"samples": 3, "temperature": 1.0, "max_new_tokens": 96, "seed": 7, "device": torch.device("cpu")}
