@@ -609,7 +609,8 @@ class Settings:
 
 def sampling(s: Settings, device: torch.device) -> dict:
     """The settings by which all models are sampled alike."""
-    return {"samples": s.answers, "device": device} | {name: getattr(s, name) for name in ("temperature", "max_new_tokens", "seed")}
+    kept = {name: getattr(s, name) for name in ("temperature", "max_new_tokens", "seed")}
+    return kept | {"samples": s.answers, "device": device}
 
 
 def show_samples(s: Settings, prompts: list[dict], names: list[str], device: torch.device) -> None:
