@@ -126,8 +126,10 @@ def difference(first: list[float], second: list[float], clusters: list | None = 
     return interval([a - b for a, b in zip(first, second, strict=True)], clusters, comparisons)
 
 
-def prediction_interval(values: list[float]) -> Interval:
+def prediction_interval(values: list[float], comparisons: int = 1) -> Interval:
     """Where one more run lies with 95 %, after these: mean ± t s sqrt(1 + 1/n). The 1 is the new run's own spread.
+
+    comparisons: as in `interval`.
 
     >>> prediction_interval([1.0, 2.0, 3.0])  # s = 1, t = 4.3027, sqrt(4/3)
     Interval(mean=2.0, low=-2.968275, high=6.968275)
@@ -135,7 +137,7 @@ def prediction_interval(values: list[float]) -> Interval:
     mean, n = statistics.fmean(values), len(values)
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
-    half = student_quantile(0.975, n - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
+    half = student_quantile(1 - 0.025 / comparisons, n - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
     return Interval(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
 
@@ -401,7 +403,8 @@ def adherence(model: Transformer, tokenizer: Tokenizer, constraints: list[list[d
 
     The user asks ordinary questions. A name or hobby only shows when it is asked for (the paper's probes, Table 30), so
     there it is asked aside as well: the probe is not put into the dialog (else the model could copy its own earlier
-    answer). A first or last word and a style must stand in all answers of a turn.
+    answer). These probes have the same few wordings in each split. A first or last word and a style must stand in all
+    answers of a turn.
 
     Args:
         constraints: one dialog's constraints each (`toy.constraint`).
@@ -526,8 +529,8 @@ def load_judges(out: Path, prompts: list[dict], first: str = "auto", device: str
 
 
 class Health(NamedTuple):
-    """A number of this run beside the prediction interval of the reference runs. far: three times as far from the mean as
-    the interval's ends (our choice: one such number is no chance, however many are looked at)."""
+    """A number of this run beside the prediction interval of the reference runs. far: outside of even that interval which would
+    hold for all numbers together with 95 % (Bonferroni), so that one such number is hardly chance."""
 
     value: float
     expected: Interval
@@ -541,13 +544,12 @@ def health(numbers: dict[str, float], reference: dict[str, dict[str, float]]) ->
     >>> health({"loss": 7.1}, {"1": {"loss": 1.0}, "2": {"loss": 2.0}, "3": {"loss": 3.0}})["loss"].inside
     False
     """
-    found = {}
-    for name, value in numbers.items():
-        values = [run[name] for run in reference.values() if name in run]
-        if len(values) >= 3:
-            expected = prediction_interval(values)
-            half, away = expected.high - expected.mean + 1e-4, abs(value - expected.mean)
-            found[name] = Health(value, expected, away <= half, away > 3 * half)
+    known, found = {name: [run[name] for run in reference.values() if name in run] for name in numbers}, {}
+    known = {name: values for name, values in known.items() if len(values) >= 3}
+    for name, values in known.items():
+        expected, widest = prediction_interval(values), prediction_interval(values, comparisons=len(known))
+        inside, near = (abs(numbers[name] - expected.mean) <= band.high - band.mean + 1e-4 for band in (expected, widest))
+        found[name] = Health(numbers[name], expected, inside, not near)
     return found
 
 

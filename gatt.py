@@ -4,14 +4,15 @@ The paper, in four steps: (1) take dialogs and draw an instruction that must hol
 message and sample answers with the newest RLHF model; (3) for training leave it in the first message only, and (4) set the
 loss to zero on all tokens of earlier turns, answers included, since those need not fit the instruction. Applied after V3.
 Ours, where the paper is silent: the earlier answers are the model's own, half of them given under the instruction and half
-not, so that the model has to look at the instruction and cannot just go on as before. Toy answers are sampled with their own
-question alone as context: that is enough to answer it, costs little, and a model whose rounds saw single questions obeys
-better so (--context dialog is the paper's way). Answers are kept where a check or the reward models prefer them. Every
-step also sees ordinary answers of the policy itself (replay), so that nothing else is lost.
+not, so that the model has to look at the instruction and cannot just go on as before. By default answers are sampled with
+their own question alone as context: that is enough for the toy world's, costs little, and a model whose rounds saw single
+questions obeys better so (--context dialog is the paper's way, and what real dialogs need). Answers are kept where a check
+or the reward models prefer them. Every step also sees ordinary answers of the policy itself (replay), so that nothing else
+is lost.
 
     python gatt.py                         OUT/gatt from OUT/rlhf-v3; dialogs.jsonl in it goes into V4 with --mix
     python gatt.py --show                  one dialog going through the four steps
-    python gatt.py --init MODEL --data DIALOGS.jsonl --constraints CONSTRAINTS.jsonl --check reward
+    python gatt.py --init MODEL --data DIALOGS.jsonl --constraints CONSTRAINTS.jsonl --check reward --context dialog
 """
 
 import random
@@ -63,6 +64,7 @@ class Settings:
     short: float = 0.5  # chance of a constraint's short form in training (paper: half of the time); sampling sees the long one
     context: Literal["question", "dialog"] = "question"  # what a last answer is sampled from: its question alone, or all
     samples: int = 8  # answers to a dialog's last question, of which one is kept; our choice
+    max_new_tokens: int = 96  # longest answer; one that gets there has no end to learn from and is left out
     temperature: float = 0.7  # of these and of all other answers; our choice (1 cost some helpfulness)
     resampled: float = 0.5  # share of the earlier answers that are sampled under the instruction; our choice
     replay: int = 2400  # ordinary answers of the policy trained on beside the dialogs; our choice
@@ -79,10 +81,8 @@ class Settings:
     fresh: bool = False  # start over: delete what is in OUT/gatt
 
 
-MAX_ANSWER = 96  # tokens that are kept free for an answer, the longest that `sample_answers` gives by default
-
-PAPER = dict(data="", constraints="", check="reward", context="dialog", dialogs=10000, batch_tokens=64 * 4096, micro_tokens=4096,
-             learning_rate=2e-5)
+PAPER = dict(data="", constraints="", check="reward", context="dialog", dialogs=10000, max_new_tokens=1024,
+             batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5)
 PRESETS = {
     "tiny": dict(check="none", dialogs=40, turns=4, replay=60), "toy": {},
     "small": dict(learning_rate=2e-4, batch_tokens=16384),
@@ -199,14 +199,16 @@ def leave_out_long(tokenizer: Tokenizer, dialogs: list[dict], s: Settings, max_s
     """
     found = []
     for dialog in dialogs:
-        messages = instruct(dialog["messages"], dialog["instruction"], "every" if s.context == "dialog" else "first")
+        trained_on = instruct(dialog["messages"], dialog["instruction"], "first")
         try:
-            length = len(encode_prompt(tokenizer, messages))
+            length = max(len(encode_prompt(tokenizer, messages))
+                         for messages in (trained_on, sampling_prompt(dialog, s.context)["prompt"]))
         except InputError as error:
             raise InputError(f"{dialog.get('where', 'dialog')}: {error}") from None
-        found += [dialog] * (length + MAX_ANSWER <= max_seq_len)
+        found += [dialog] * (length + s.max_new_tokens <= max_seq_len)
     if not found:
-        raise InputError(f"no dialog leaves room for an answer in the model's context of {max_seq_len} tokens; lower --turns")
+        raise InputError(f"no dialog leaves room for an answer in the model's context of {max_seq_len} tokens; lower --turns "
+                         "or --max-new-tokens")
     if len(found) < len(dialogs):
         print(f"{len(dialogs) - len(found)} dialogs are left out: too long for the model's context of {max_seq_len} tokens")
     return found
@@ -216,7 +218,7 @@ def obeys_exactly(prompt: dict, answer: str, found: list[dict]) -> bool:
     """The toy world's check: the markers stand at the very start and end, and a name or hobby that is asked for is there.
 
     It filters what is trained on; `eval.adherence` measures by `toy.obeys` (the same names and hobbies, markers up to 16
-    characters away) on other questions.
+    characters away) on other questions, but for those about names and hobbies: they are the same few wordings in each split.
     """
     start, end = toy.markers(found)
     asked = [c for c in found if PROBED.get(c["kind"]) == prompt["family"]]
@@ -231,8 +233,8 @@ def is_stable(tokenizer: Tokenizer, question: str, row: dict) -> bool:
 def sample_ordinary(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], s: Settings,
                     path: Path | None = None) -> list[dict]:
     """The policy's own answers to prompts without instruction, as SFT rows."""
-    rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "ordinary"), temperature=s.temperature, path=path,
-                          desc="ordinary answers")
+    rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "ordinary"), temperature=s.temperature,
+                          max_new_tokens=s.max_new_tokens, path=path, desc="ordinary answers")
     found = [{"messages": [*prompts[row["index"]]["prompt"], {"role": "assistant", "content": row["answer"]}],
               "train_on": "last", "is_safety": prompts[row["index"]]["is_safety"], "answer_ids": row["answer_ids"],
               "tokenizer": tokenizer.fingerprint}
@@ -248,28 +250,29 @@ def in_full(dialog: dict) -> str:
 
 
 def resample_earlier(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings, folder: Path) -> None:
-    """Exchange a share of the earlier answers for answers under the instruction, each to its own question alone."""
+    """Exchange a share of the earlier answers for answers under the instruction, all sampled from the dialogs as they came."""
     rng = random.Random(f"gatt resampled {s.seed}")
     places = [(dialog, n) for dialog in dialogs for n, message in enumerate(dialog["messages"])
               if message["role"] == "assistant" and rng.random() < s.resampled]
-    prompts = [{"prompt": instruct([dialog["messages"][n - 1]], in_full(dialog))} for dialog, n in places]
+    prompts = [sampling_prompt(dialog, s.context, n) for dialog, n in places]
     rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt", "earlier"), temperature=s.temperature,
-                          path=folder / "answers-earlier.jsonl", desc="earlier answers")
+                          max_new_tokens=s.max_new_tokens, path=folder / "answers-earlier.jsonl", desc="earlier answers")
     for (dialog, n), prompt, row in zip(places, prompts, rows, strict=True):
-        if is_stable(tokenizer, prompt["prompt"][0]["content"], row):
+        if is_stable(tokenizer, prompt["prompt"][-1]["content"], row):
             dialog["messages"][n] = {"role": "assistant", "content": row["answer"]}
 
 
-def sampling_prompt(dialog: dict, context: str) -> dict:
-    """What a dialog's last answer is sampled from: the whole dialog, or its last question, with the instruction in each
-    user message (step 2)."""
-    messages = dialog["messages"] if context == "dialog" else dialog["messages"][-1:]
+def sampling_prompt(dialog: dict, context: str, end: int | None = None) -> dict:
+    """What the answer behind message `end` - 1 (default: the last) is sampled from: the dialog up to there, or that question
+    alone, with the instruction in each user message (step 2)."""
+    messages = dialog["messages"][:end] if context == "dialog" else dialog["messages"][:end][-1:]
     return {"prompt": instruct(messages, in_full(dialog)), "is_safety": dialog["is_safety"]}
 
 
 def keep_answers(dialogs: list[dict], rows: list[dict], check: str, judges: Judges | None = None,
                  prompts: list[dict] | None = None) -> dict[int, dict]:
-    """Dialog's number -> the answer kept: the first that passes the check, the best by reward, or just the first.
+    """Dialog's number -> the answer kept: of those that pass the check (which only "toy" makes) the one with the highest reward,
+    without judges the first.
 
     rows: sampled answers, `index` being the dialog's number. judges: score them behind `prompts`.
     """
@@ -283,7 +286,7 @@ def keep_answers(dialogs: list[dict], rows: list[dict], check: str, judges: Judg
     return {i: rows[n] for i, n in best_of(rewards, [row["index"] for row in rows]).items()}
 
 
-def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict]) -> None:
+def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings) -> None:
     """Print one dialog going through the four steps; green is trained on, grey is not."""
     dialog = next((d for d in dialogs if 3 <= len(d["messages"]) <= 7), dialogs[0])
 
@@ -294,9 +297,11 @@ def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict]) ->
 
     show(f"1. a dialog, and an instruction that must hold throughout: {dialog['instruction']!r}", dialog["messages"])
     every = instruct(dialog["messages"], in_full(dialog))
-    [row] = sample_answers(model, tokenizer, [{"prompt": every}], key=(0, "gatt", "show"), temperature=0.0)
+    [row] = sample_answers(model, tokenizer, [sampling_prompt(dialog, s.context)], key=(0, "gatt", "show"), temperature=0.0,
+                           max_new_tokens=s.max_new_tokens)
     answer = {"role": "assistant", "content": row["answer"]}
-    show("2. the instruction in every user message; the newest model answers the last one", [*every, answer])
+    alone = ", seeing no other" if s.context == "question" else ""
+    show(f"2. the instruction in every user message; the newest model answers the last one{alone}", [*every, answer])
     [ghost] = ghost_dialogs([dialog], {0: row | {"tokenizer": tokenizer.fingerprint}})
     show("3. for training the instruction stays in the first message only", ghost["messages"])
     encoded = encode_dialog(tokenizer, ghost["messages"], "all", ghost["answer_ids"])
@@ -309,7 +314,8 @@ def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict]) ->
 
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
-    check_positive(s, "dialogs", "turns", "samples", "temperature", "epochs", "batch_tokens", "micro_tokens", "learning_rate")
+    check_positive(s, "dialogs", "turns", "samples", "max_new_tokens", "temperature", "epochs", "batch_tokens", "micro_tokens",
+                   "learning_rate")
     if not 0 <= s.short <= 1 or not 0 <= s.resampled <= 1 or s.replay < 0:
         raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {s.short}, {s.resampled}), --replay 0 or more")
     if not s.data or not s.constraints:
@@ -329,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(start, device)
     if s.show:
         ordinary = sample_ordinary(model, tokenizer, [toy.ask(random.Random(i)) for i in range(40)], s)
-        show_steps(model, tokenizer, read_dialogs(s) if s.data != "toy" else toy_dialogs(s, ordinary))
+        show_steps(model, tokenizer, read_dialogs(s) if s.data != "toy" else toy_dialogs(s, ordinary), s)
         return
     given = leave_out_long(tokenizer, read_dialogs(s), s, model.args.max_seq_len) if s.data != "toy" else []
     aside = ("out", "init", "data", "constraints", "fresh", "threads", "device", "show")
@@ -349,16 +355,16 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. the instruction in every user message: sample answers
     resample_earlier(model, tokenizer, dialogs, s, folder)
+    dialogs = leave_out_long(tokenizer, dialogs, s, model.args.max_seq_len)  # exchanged answers may be longer
     prompts = [sampling_prompt(dialog, s.context) for dialog in dialogs]
     rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt"), samples=s.samples, temperature=s.temperature,
-                          path=folder / "answers-last.jsonl", desc="last answers",
+                          max_new_tokens=s.max_new_tokens, path=folder / "answers-last.jsonl", desc="last answers",
                           finish=lambda batch: [row.update(tokenizer=tokenizer.fingerprint) for row in batch])
     sampled = time.time() - started
 
     # 3. keep what the check or the reward prefers; the instruction in the first message only
     kept = keep_answers(dialogs, rows, s.check, judges, prompts)
-    ghosts = [row for row in ghost_dialogs(dialogs, kept)  # exchanged answers may have made one too long
-              if len(encode_prompt(tokenizer, row["messages"][:-1])) + len(row["answer_ids"]) <= model.args.max_seq_len]
+    ghosts = ghost_dialogs(dialogs, kept)
     if not ghosts:
         raise InputError(f"{folder}: no answer passed the check; sample more, or use --check none")
     replay = ordinary[: s.replay]

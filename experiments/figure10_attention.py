@@ -31,7 +31,7 @@ from runtime import load_model, parse_settings, require, run, sample_answers, se
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # fresh ones: seed 0 was used for tuning
-    out: Path = Path("out/seeds")  # each seed's models are in OUT/SEED
+    out: Path = Path("out/final")  # each seed's models are in OUT/SEED, as in experiments/reference.py
     models: str = "rlhf-v3,gatt"  # before and after
     dialogs: int = 40  # per seed
     turns: int = 20  # of each dialog

@@ -1,10 +1,10 @@
 """PPO and V5 (Fig. 11): is V4-PPO better than V4, and what does one more round on top of it give?
 
-    python experiments/figure11_ppo.py --seeds 1,2,3,4,5          after experiments/seeds.py
+    python experiments/figure11_ppo.py --seeds 1,2,3,4,5          after experiments/reference.py
     python experiments/figure11_ppo.py --seeds 1,2,3 --controls   also V5 without PPO, and PPO after V5
 
-On the test prompts at temperature 1, judged by the annotator: V4-PPO against V4, and against V4 at its own best temperature
-(chosen on dev prompts), since PPO sharpens, too; V5 against V4-PPO, V4 and the controls. Resumable. Writes
+On the test prompts at temperature 1, judged by the annotator: V4-PPO against V4; against V4 at its own best temperature (chosen
+on dev prompts), since PPO sharpens, too; both at their own best; V5 against V4-PPO, V4 and the controls. Resumable. Writes
 experiments/results/figure11_ppo.json and .png; prints means over seeds with their interval over seeds beside each seed's
 own, over items. V5 without PPO has not seen the preferences that PPO collected, either: V5 differs from it in both.
 """
@@ -23,16 +23,17 @@ from runtime import is_finished, load_model, parse_settings, require, run, set_t
 
 NAMES = {"rlhf-v4": "V4", "rlhf-v4-ppo": "V4-PPO", "rlhf-v5": "V5", "rlhf-v5-no-ppo": "V5 without PPO",
          "rlhf-v5-ppo": "PPO after V5"}
-PAIRS = (("V4-PPO", "V4"), ("V4-PPO", "V4 at its best T"), ("V5", "V4-PPO"), ("V5", "V4"), ("V5", "V5 without PPO"),
+PAIRS = (("V4-PPO", "V4"), ("V4-PPO", "V4 at its best T"),
+         ("V4-PPO at its best T", "V4 at its best T"), ("V5", "V4-PPO"), ("V5", "V4"), ("V5", "V5 without PPO"),
          ("V5 without PPO", "V4"), ("PPO after V5", "V5"), ("PPO after V5", "V4-PPO"))
 
 
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/final")  # as in experiments/reference.py
     controls: bool = False  # also V5 without PPO, and PPO after V5
-    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # tried for V4 on dev prompts
+    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # tried for V4 and V4-PPO on dev prompts
     samples: int = 4  # answers per test prompt
     at_once: int = 2  # how many seeds run side by side
 
@@ -62,12 +63,13 @@ def measure(root: Path, s: Settings, seed: int) -> dict:
     prompts = read_prompts(toy.FOLDER / "prompts-test.jsonl")
     judged = {label: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=s.samples)
               for name, label in NAMES.items() if is_finished(root / name)}
-    cool = best_temperature(root / "rlhf-v4", s.temperatures, seed)
-    judged["V4 at its best T"] = measures.evaluate(*load_model(root / "rlhf-v4"), prompts, seed=seed + 1000, samples=s.samples,
-                                                   temperature=cool)
+    cool = {name: best_temperature(root / name, s.temperatures, seed) for name in ("rlhf-v4", "rlhf-v4-ppo")}
+    for name, temperature in cool.items():
+        judged[f"{NAMES[name]} at its best T"] = measures.evaluate(*load_model(root / name), prompts, seed=seed + 1000,
+                                                                   samples=s.samples, temperature=temperature)
     records = {name: json.loads((root / name / "stage.json").read_text())["results"]
                for name in ("rlhf-v4-ppo", "rlhf-v5-ppo") if NAMES[name] in judged}
-    return {"best temperature of V4": cool,
+    return {"best temperature": {NAMES[name]: temperature for name, temperature in cool.items()},
             "summary": {label: measures.summary(prompts, rows) for label, rows in judged.items()},
             "families": {label: measures.by_family(prompts, rows) for label, rows in judged.items()},
             "wins": {f"{a} against {b}": measures.compare(prompts, judged[a], judged[b])
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     set_threads(1)
     toy.ensure()
     for seed in s.seeds:
-        require(s.out / str(seed) / "rlhf-v4", f"python experiments/seeds.py --seeds {seed}")
+        require(s.out / str(seed) / "rlhf-v4", f"python experiments/reference.py --seeds {seed}")
     side_by_side({f"ppo-seed-{seed}": commands(s.out / str(seed), seed, s.controls) for seed in s.seeds}, s.out, s.at_once)
 
     # 2. measure each on the test prompts

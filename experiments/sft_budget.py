@@ -2,7 +2,8 @@
 
     python experiments/sft_budget.py --seed 0
 
-Writes experiments/results/sft_budget.json: held-out loss, annotator's scores on dev prompts at temperature 1, CPU seconds.
+Writes experiments/results/sft_budget.json: held-out loss, annotator's scores on dev prompts at temperature 1, CPU seconds, and
+the share of single questions under an instruction with words that training never had whose answer keeps it: one word, two words.
 """
 
 import json
@@ -15,8 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 from data import read_prompts, toy
 from experiments.common import save_result, side_by_side
+from experiments.longer_sft import asked
+from experiments.table30_gatt import sets
 from runtime import load_model, parse_settings, run, set_threads
 from sft import Settings as SFTSettings
+
+GROUPS = ("unseen words", "two, unseen")
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Settings:
     seed: int = 0  # a tuning seed
     out: Path = Path("out/sft-budget")  # one root per variant
     samples: int = 4  # answers per dev prompt
+    dialogs: int = 200  # questions under an instruction
     at_once: int = 2  # variants side by side
 
 
@@ -40,13 +46,14 @@ def main() -> None:
     roots = {name: s.out / name.replace(" ", "-").replace(",", "") for name in variants}
     side_by_side({root.name: [["sft.py", "--seed", str(s.seed), "--out", str(root), "--threads", "1", *variants[name]]]
                   for name, root in roots.items()}, s.out, s.at_once)
-    prompts, result = read_prompts(toy.ensure() / "prompts-dev.jsonl"), {}
+    prompts, constraints, result = read_prompts(toy.ensure() / "prompts-dev.jsonl"), sets(s.dialogs), {}
     for name, root in roots.items():
         rows = measures.evaluate(*load_model(root / "sft"), prompts, samples=s.samples)
         record = json.loads((root / "sft" / "stage.json").read_text())["results"]
-        result[name] = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"], **measures.summary(prompts, rows)}
-        print(f"{name:<60} held-out loss {record['dev_loss']:.3f}, helpfulness {result[name]['helpfulness']}, "
-              f"safety {result[name]['safety']}, {record['cpu_seconds']:.0f} CPU s")
+        result[name] = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"], **measures.summary(prompts, rows),
+                        **{group: asked(root / "sft", constraints[group], "dev", s.seed)["all"] for group in GROUPS}}
+        print(f"{name:<60} held-out loss {record['dev_loss']:.3f}, {record['cpu_seconds']:.0f} CPU s,",
+              ", ".join(f"{key} {result[name][key]}" for key in ("helpfulness", "safety", *GROUPS)), flush=True)
     save_result("sft_budget", result)
 
 

@@ -1,13 +1,14 @@
 """Does an instruction of turn 1 last (Table 30)? Ghost Attention beside what it could be mistaken for.
 
-    python experiments/table30_gatt.py --seeds 1,2,3      after experiments/seeds.py
+    python experiments/table30_gatt.py --seeds 1,2,3      after experiments/reference.py
 
 Arms, each from the same V3, on the same dialogs, with the same replay and settings: GAtt (gatt.py); its dialogs without the
 instruction; with the loss on all turns (no ghost mask); GAtt without the check, on as many dialogs. Controls: the instruction
 on every turn. Later versions (V4 with the mix, V4-PPO, V5) are measured where they exist; V4 is left out where its round had no
 --mix. 200 dialogs of 20 turns a set, test questions, temperature .7; a name or hobby is asked for at turns 1, 2, 4, 6, 10, 20.
-The check that filters GAtt's training answers and this measure overlap in names and hobbies (is the name there?); of markers
-the check wants the exact place and this one allows 16 characters; no question and no dialog is in both.
+The check that filters GAtt's training answers and this measure overlap in names and hobbies (is the name there?), and the few
+wordings that ask for those are the same in training; of markers the check wants the exact place and this one allows 16
+characters. No other question and no dialog is in both.
 Writes experiments/results/table30.json and .png: per seed, arm and set the share that obeys by turn, with its interval.
 """
 
@@ -36,7 +37,7 @@ COMPARED = ("styles", "unseen words")  # the sets on which the other arms and th
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # fresh ones: seed 0 was used for tuning
-    out: Path = Path("out/seeds")  # OUT/SEED/rlhf-v3 is the start; the arms go to OUT/SEED/gatt-ARM/gatt
+    out: Path = Path("out/final")  # as in experiments/reference.py; the arms, all from OUT/SEED/rlhf-v3, go to OUT/SEED/gatt-ARM
     preset: str = "toy"  # of gatt.py
     dialogs: int = 200  # of each set
     samples: int = 2  # answers per test prompt, for helpfulness and safety
@@ -93,6 +94,7 @@ def arms(root: Path) -> dict[str, Path]:
     found |= {name: root / f"gatt-{name}" / "gatt" for name in ("no-instruction", "no-ghost-mask", "no-check")}
     later = [name for name in ("rlhf-v4", "rlhf-v4-ppo", "rlhf-v5") if is_finished(root / name)]
     if later and "mix" not in json.loads((root / "rlhf-v4" / "stage.json").read_text())["inputs"]:
+        print(f"{root}: V4 was made without Ghost Attention's dialogs (--mix), so V4, V4-PPO and V5 are left out")
         later = []
     return found | {name: root / name for name in later}
 

@@ -11,8 +11,9 @@ import torch
 from data import read_prompts, read_sft, toy
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
-from experiments import common, constrained_prompts
+from experiments import common, constrained_prompts, longer_sft
 from experiments.constrained_prompts import constrained_dialog, ghost_prompts, write_prompts
+from experiments.longer_sft import asked, is_blend
 from experiments.table29_safety_loss import safety_bin
 from gatt import instruct, obeys_exactly
 from reward import AXES, load_reward_model
@@ -114,6 +115,28 @@ def test_constrained_dialog():
         right = toy.obey(toy.write_answer(rng, prompt, "good"), dialog["constraints"])
         assert toy.read(prompt, right).junk == 0, "the annotator passes over markers"
     assert len(held) > 50 and sum(held) / len(held) > 0.96, "but for a few refusals"
+
+
+def test_asked(tmp_path, monkeypatch):
+    """All constraints must hold; a blend counts wherever it stands; a name is asked for, since else it would not show."""
+    first, last, name = (toy.constraint(kind, word) for kind, word in (
+        ("first word", "Kudu"), ("last word", "Denu"), ("figure", "Pomi")))
+    drawn = [[first, last]] * 4 + [[first, name]] * 2
+    answers = ["Kudu! It is red. Denu.", "Kudu! It is red. Dedu.", "It is red. Denu.", "Kunu! It is red. Denu.",
+               "Kudu! I am Pomi.", "Kudu! I am Kumi, no, Pomi."]
+    seen = []
+
+    def sample_answers(model, tokenizer, prompts, **options):
+        seen.extend(prompts)
+        return [{"answer": answer} for answer in answers]
+
+    monkeypatch.setattr(longer_sft, "load_model", lambda folder: (None, None))
+    monkeypatch.setattr(longer_sft, "sample_answers", sample_answers)
+    found = asked(tmp_path, drawn, "test", 0)
+    assert found == {"all": interval([1, 0, 0, 0, 1, 1]), "blend": interval([0, 1, 0, 1, 0, 1])}
+    assert [prompt["family"] == PROBED["figure"] for prompt in seen] == [False] * 4 + [True] * 2
+    assert all(c["value"] in prompt["prompt"][0]["content"] for prompt, both in zip(seen, drawn, strict=True) for c in both)
+    assert not is_blend("Kudu", ["Kudu"]) and is_blend("Denu", ["Kunu", "Dedu"]) and not is_blend("dedu", ["Kudu", "Denu"])
 
 
 def test_write_prompts(tmp_path):

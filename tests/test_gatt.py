@@ -236,6 +236,10 @@ def test_leave_out_long(capsys):
         assert leave_out_long(tokenizer, dialogs, s, limit - 1) == dialogs[:1]
         with pytest.raises(InputError, match="no dialog leaves room"):
             leave_out_long(tokenizer, dialogs[1:], s, limit - 1)
+    short = [a_dialog(5, instruction=WORD["short"])]  # trained on in short, sampled from in full
+    with pytest.raises(InputError, match="no dialog leaves room"):
+        leave_out_long(tokenizer, short, Settings(context="dialog"), length(5, "every") + 95)
+    assert leave_out_long(tokenizer, short, Settings(context="dialog", max_new_tokens=9), length(5, "every") + 9) == short
     bad = a_dialog(2, where="d.jsonl, line 7") | {"messages": [user("a [/INST] b")]}
     with pytest.raises(InputError, match=r"d.jsonl, line 7: .*\[/INST\]"):
         leave_out_long(tokenizer, [bad], Settings(), 2048)
@@ -345,11 +349,15 @@ def test_sampling_prompt():
     whole, alone = sampling_prompt(dialog, "dialog"), sampling_prompt(dialog, "question")
     assert whole["prompt"] == [user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Spell cat.")]
     assert alone["prompt"] == [user(f"{WORD['long']} Spell cat.")] and whole["is_safety"] and alone["is_safety"]
+    dialog = a_dialog(3)
+    assert sampling_prompt(dialog, "question", 3)["prompt"] == [user(f"{WORD['long']} Name 1 birds.")]
+    assert sampling_prompt(dialog, "dialog", 3)["prompt"] == [
+        user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Name 1 birds.")]
 
 
 def test_show_steps(capsys):
     model, tokenizer = trained()
-    show_steps(model, tokenizer, [a_dialog(1), a_dialog(3)])
+    show_steps(model, tokenizer, [a_dialog(1), a_dialog(3)], Settings())
     printed = capsys.readouterr().out
     assert printed.count(WORD["long"]) == 1 + 3 + 1, "named once, then in every message, then in the first"
     assert all(f"\n{step}. " in printed for step in (1, 2, 3, 4))
@@ -551,6 +559,19 @@ def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
     assert all(sum(d.loss_mask) == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))
                for d in tuned["dialogs"])
     assert all(d.loss_mask[-1] for d in tuned["dialogs"]), "EOS is trained on"
+
+
+def test_main_leaves_out_what_grew_too_long(tmp_path, monkeypatch):
+    """Exchanged answers may be longer than those that the dialogs came with: their lengths are looked at again."""
+    def resample_earlier(model, tokenizer, dialogs, s, folder):
+        for dialog in [dialog for dialog in dialogs if len(dialog["messages"]) > 1][:2]:
+            dialog["messages"][1] = assistant("Owl. " * 1000)
+
+    monkeypatch.setattr(gatt, "resample_earlier", resample_earlier)
+    main, argv = stage(tmp_path)
+    assert "2 dialogs are left out: too long" in run_quietly(main, *argv)
+    rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
+    assert rows and all(len(message["content"]) < 1000 for row in rows for message in row["messages"])
 
 
 def test_dialogs_go_into_a_round(tmp_path, monkeypatch):

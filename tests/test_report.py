@@ -497,6 +497,8 @@ def test_prediction_interval():
         mean, low, high = prediction_interval(values)
         scale = stats.tstd(values) * math.sqrt(1 + 1 / n)
         assert (low, high) == pytest.approx(stats.t.interval(0.95, n - 1, loc=mean, scale=scale), abs=1e-4)
+    _, _, high = prediction_interval([1.0, 2.0, 3.0], comparisons=41)  # t of .05 / 41, two-sided, two degrees of freedom
+    assert high == pytest.approx(2 + 28.609444 * math.sqrt(4 / 3), abs=1e-4)
     rng, inside = random.Random(1), 0
     for _ in range(1000):  # of a sixth run, 95 % lie where five say
         _, low, high = prediction_interval([rng.gauss(0, 1) for _ in range(5)])
@@ -512,9 +514,12 @@ def test_health():
     assert not health({"loss": found["loss"].expected.high + 0.01}, reference)["loss"].inside
     assert not health({"loss": found["loss"].expected.low - 0.01}, reference)["loss"].inside
     assert not health({"constant": 0.51}, reference)["constant"].inside and health({"loss": 1.0}, {}) == {}
-    mean, _, high = found["loss"].expected
-    far = [health({"loss": mean + times * (high - mean)}, reference)["loss"].far for times in (0, 2.9, -2.9, 3.1, -3.1)]
-    assert far == [False, False, False, True, True]
+    runs = {seed: run | {f"other {i}": 0.0 for i in range(9)} for seed, run in reference.items()}
+    for count in (1, 10):  # far: outside of the interval for all numbers together
+        others = {f"other {i}": 0.0 for i in range(count - 1)} | {"new": 1.0}
+        _, low, high = prediction_interval([1.0, 1.1, 1.2, 1.3, 1.4], comparisons=count)
+        far = [health({"loss": value} | others, runs)["loss"].far for value in (low - 0.01, low + 0.01, high - 0.01, high + 0.01)]
+        assert far == [True, False, False, True]
 
 
 def test_allowed_outside():
