@@ -1,14 +1,15 @@
-"""What does Ghost Attention miss for want of SFT's budget (Table 30)? The pipeline up to it after twice SFT's passes.
+"""What is missed for want of SFT's budget? The whole pipeline after twice SFT's passes.
 
     python experiments/longer_sft.py --seeds 1,2,3          after experiments/reference.py
 
-Each seed's default SFT, V3 and Ghost Attention beside those of a second root in which SFT saw its demonstrations twice
-(--epochs 2) and reward.py, rounds 1 to 3 and gatt.py followed as by default. Measured are
+Each seed's default models beside those of a second root in which SFT saw its demonstrations twice (--epochs 2) and everything
+else followed as by default. It is not the default itself, since the default chain is to take six minutes at most. Measured are
 
-    summary     helpfulness and safety on test prompts, and the win rate of each model over the default's;
-    asked       single questions under two instructions with words that training never had: the share of answers that keep both,
-                and the share of all answers that hold a blend, the first syllable of one word with the second of the other;
-    lasting     for Ghost Attention, dialogs of 20 turns with the instruction in the first: the sets of Table 30.
+    summary     helpfulness and safety on test prompts, and the win rates over the same root's SFT and over the default's model;
+    asked       for SFT, V3 and Ghost Attention, single questions under two instructions with words that training never had: the
+                share of answers that keep both, and the share of all answers that hold a blend, the first syllable of one word
+                with the second of the other;
+    lasting     for the second root's Ghost Attention, the sets of Table 30 (experiments/table30_gatt.py has the default's).
 
 Training is resumable. Writes experiments/results/longer_sft.json: per seed, root and model shares with their intervals.
 """
@@ -24,11 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 from data import read_prompts, toy
 from experiments.common import load_result, save_result, side_by_side
+from experiments.reference import missing_commands
 from experiments.table30_gatt import TURNS, sets
 from gatt import instruct
 from runtime import load_model, parse_settings, require, run, sample_answers, set_threads
 
-STAGES = {"SFT": "sft", "V3": "rlhf-v3", "GAtt": "gatt"}
+STAGES = {"SFT": "sft", "V3": "rlhf-v3", "GAtt": "gatt", "V4": "rlhf-v4", "V4-PPO": "rlhf-v4-ppo", "V5": "rlhf-v5"}
+ASKED = ("SFT", "V3", "GAtt")
 
 
 @dataclass
@@ -39,6 +42,11 @@ class Settings:
     samples: int = 4  # answers per test prompt
     split: str = "test"  # of questions and prompts
     at_once: int = 2  # seeds trained side by side
+
+
+def commands(root: Path, seed: int) -> list[list[str]]:
+    """What is missing of the whole pipeline in ROOT, SFT with two passes."""
+    return [[*line, *["--epochs", "2"] * (line[0] == "sft.py")] for line in missing_commands(root, seed)]
 
 
 def is_blend(word: str, values: list[str]) -> bool:
@@ -73,20 +81,20 @@ def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
         table[root], answers[root] = {}, {}
         for name, stage in STAGES.items():
             rows = answers[root][name] = measures.evaluate(*load_model(folder / stage), prompts, seed=seed, samples=s.samples)
-            baseline = next(iter(answers.values()))[name]
-            table[root][name] = {"summary": measures.summary(prompts, rows),
-                                 "asked": asked(folder / stage, constraints["two, unseen"], s.split, seed)}
-            if baseline is not rows:
-                table[root][name]["against default"] = measures.compare(prompts, rows, baseline)
-            print(f"seed {seed} {root:<12}{name:<6}", *(f"{key} {value}" for key, value in table[root][name]["asked"].items()),
-                  *(f"{key} {table[root][name]['summary'][key]}" for key in ("helpfulness", "safety")), flush=True)
-        table[root]["lasting"] = {}
-        for group, drawn in constraints.items():
-            turns = TURNS if any(c["kind"] in measures.PROBED for pair in drawn for c in pair) else ()
-            rows = measures.adherence(*load_model(folder / "gatt"), drawn, split=s.split, seed=seed, measure=turns)
-            found = table[root]["lasting"][group] = measures.adherence_by_turn(rows)
-            print(f"seed {seed} {root:<12}{group:<18}", *(f"{found[str(turn)].mean:.2f}" for turn in TURNS),
-                  f"mean {found['mean']}", flush=True)
+            table[root][name] = {"summary": measures.summary(prompts, rows)} | {
+                f"against {other}": measures.compare(prompts, rows, baseline) for other, baseline in (
+                    ("SFT", answers[root]["SFT"]), ("default", next(iter(answers.values()))[name])) if baseline is not rows}
+            if name in ASKED:
+                table[root][name]["asked"] = asked(folder / stage, constraints["two, unseen"], s.split, seed)
+            print(f"seed {seed} {root:<12}{name:<8}", *(f"{key} {table[root][name]['summary'][key]}" for key in measures.AXES),
+                  *(f"{key} {value}" for key, value in table[root][name].get("asked", {}).items()), flush=True)
+    lasting = table["two passes"]["lasting"] = {}
+    for group, drawn in constraints.items():
+        turns = TURNS if any(c["kind"] in measures.PROBED for pair in drawn for c in pair) else ()
+        found = lasting[group] = measures.adherence_by_turn(measures.adherence(
+            *load_model(roots["two passes"] / "gatt"), drawn, split=s.split, seed=seed, measure=turns))
+        print(f"seed {seed} {group:<22}", *(f"{found[str(turn)].mean:.2f}" for turn in TURNS), f"mean {found['mean']}",
+              flush=True)
     return table
 
 
@@ -97,11 +105,8 @@ def main() -> None:
     toy.ensure()
     roots = {seed: {"default": s.out / str(seed), "two passes": s.out / f"{seed}-two-passes"} for seed in s.seeds}
     for root in roots.values():
-        require(root["default"] / "gatt", "python experiments/reference.py")
-    side_by_side({f"two-passes-{seed}": [[*command, "--seed", str(seed), "--out", str(root["two passes"]), "--threads", "1"]
-                                         for command in (["sft.py", "--epochs", "2"], ["reward.py"],
-                                                         ["rejection_sampling.py", "--rounds", "1-3"], ["gatt.py"])]
-                  for seed, root in roots.items()}, s.out, s.at_once)
+        require(root["default"] / "rlhf-v5", "python experiments/reference.py")
+    side_by_side({f"two-passes-{seed}": commands(root["two passes"], seed) for seed, root in roots.items()}, s.out, s.at_once)
 
     # 2. measure
     for seed, root in roots.items():
