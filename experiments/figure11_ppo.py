@@ -87,7 +87,7 @@ def draw(result: dict, seeds: list[str]) -> None:
     import matplotlib.pyplot as plt
 
     pairs = list(dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]))
-    figure, panel = plt.subplots(figsize=(8, 0.6 * len(pairs) + 1.4), layout="constrained")
+    figure, panel = plt.subplots(figsize=(9, 0.6 * len(pairs) + 1.4), layout="constrained")
     for offset, axis, color in ((-0.18, "helpfulness", "tab:blue"), (0.18, "safety", "tab:green")):
         rates = [[result[seed]["wins"][pair][axis][0] for seed in seeds if pair in result[seed]["wins"]] for pair in pairs]
         places = [i + offset for i in range(len(pairs))]
@@ -98,7 +98,8 @@ def draw(result: dict, seeds: list[str]) -> None:
     panel.set(yticks=range(len(pairs)), yticklabels=pairs, xlim=(0.2, 0.8), xlabel="win rate, ties half")
     panel.invert_yaxis()
     panel.legend(loc="lower right")
-    panel.set_title(f"Test prompts, temperature 1, annotator; {len(seeds)} seeds (dots), their mean (bars)", fontsize=10)
+    figure.suptitle(f"Test prompts, temperature 1 but where told, annotator; up to {len(seeds)} seeds (dots), their mean (bars)",
+                    fontsize=10)
     figure.savefig(RESULTS / "figure11_ppo.png", dpi=110)
 
 
