@@ -521,6 +521,8 @@ def load_judges(out: Path, prompts: list[dict], first: str = "auto", device: str
         there = tuple(axis for axis in AXES if (root / f"reward-{axis}" / "reward_head.pth").exists())
         if there or (first == "reward" and root == out):
             newest = newest_reward_models(root, axes=there or AXES)
+            for axis in sorted({axis_of(prompt) for prompt in prompts} - set(newest)):
+                print(f"{root / f'reward-{axis}'} is missing: the {name} do not judge {axis}")
             models = {axis: load_reward_model(folder, device) for axis, folder in newest.items()}
             found[name] = JudgedBy(partial(score_rows, prompts, models), 0.0)
     if not found:
@@ -694,7 +696,7 @@ def main(argv: list[str] | None = None) -> None:
         "prompts": {"file": file.name, "count": len(prompts), "samples": s.answers, "temperature": s.temperature, "seed": s.seed,
                     "kinds": {axis: sum(axis_of(prompt) == axis for prompt in prompts) for axis in AXES}},
         "judges": {who: tie for who, (_, tie) in judges.items()}, "newest": newest,
-        "stages": {path.parent.name: json.loads(path.read_text()) for path in sorted(s.out.glob("*/stage.json"))
+        "stages": {path.parent.name: {"results": {}} | json.loads(path.read_text()) for path in sorted(s.out.glob("*/stage.json"))
                    if is_finished(path.parent)},
         "versions": {name: {
             "summary": summary(prompts, judged[name]), "families": by_family(prompts, judged[name]),
@@ -706,7 +708,7 @@ def main(argv: list[str] | None = None) -> None:
         "system_prompt": {}, "adherence": {},
         "shown": [{"prompt": prompts[i], "answers": {name: answers[name][i * s.answers]["answer"] for name in found}}
                   for i in report.pick_shown(prompts, s.show)]}
-    if "annotator" in judges and newest != "sft":
+    if "annotator" in judges and newest != "sft" and not any(row["prompt"][0]["role"] == "system" for row in prompts):
         told = {name: answer(name, toy.words.ORDINARY_SYSTEM) for name in ("sft", newest)}
         metrics["system_prompt"] = {"text": toy.words.ORDINARY_SYSTEM, **{
             which: {"wins": compare(prompts, rows[newest], rows["sft"]), **{name: summary(prompts, rows[name]) for name in told}}

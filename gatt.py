@@ -179,7 +179,7 @@ def read_dialogs(s: Settings) -> list[dict]:
     for row in pool or []:
         for field in ("kind", "value", "long", "short"):
             if has_tag(need(row["where"], row, field, str)) or not row[field].strip():
-                raise InputError(f"{row['where']}: field '{field}' is empty or holds a tag of the chat format")
+                raise InputError(f"{row['where']}: field '{field}' is {row[field]!r}, wanted: some text and no tag of the format")
     dialogs = []
     for i, row in enumerate(read_sft(s.data)[: s.dialogs]):
         rng = random.Random(f"gatt {s.seed} {i}")
@@ -327,6 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     set_threads(s.threads)
     set_seed(s.seed)
     device, folder, started, cpu = choose_device(s.device), s.out / "gatt", time.time(), time.process_time()
+    dtype = choose_dtype(s.dtype, device)
     start = Path(s.init) if s.init else require(s.out / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
     inputs = {"model": start} | {name: Path(getattr(s, name)) for name in ("data", "constraints") if getattr(s, name) != "toy"}
     judged_by = newest_reward_models(s.out, [s.out / f"rlhf-v{v}" for v in (1, 2, 3)]) if s.check == "reward" else {}
@@ -335,7 +336,8 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(start, device)
     if s.show:
         ordinary = sample_ordinary(model, tokenizer, [toy.ask(random.Random(i)) for i in range(40)], s)
-        show_steps(model, tokenizer, read_dialogs(s) if s.data != "toy" else toy_dialogs(s, ordinary), s)
+        dialogs = read_dialogs(s) if s.data != "toy" else toy_dialogs(s, ordinary)
+        show_steps(model, tokenizer, leave_out_long(tokenizer, dialogs, s, model.args.max_seq_len), s)
         return
     given = leave_out_long(tokenizer, read_dialogs(s), s, model.args.max_seq_len) if s.data != "toy" else []
     aside = ("out", "init", "data", "constraints", "fresh", "threads", "device", "show")
@@ -377,7 +379,7 @@ def main(argv: list[str] | None = None) -> None:
     training = encode_rows(tokenizer, ghosts + replay, model.args.max_seq_len)
     finetune(model, training, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
              learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder, phase="gatt", seed=s.seed,
-             dtype=choose_dtype(s.dtype, device))
+             dtype=dtype)
     save_model(folder, model, tokenizer)
     show_answers(model, tokenizer, [row["messages"][:-1] for row in ghosts[:5]], "last answers of five dialogs")
 

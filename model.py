@@ -409,8 +409,10 @@ def generate(
         if not 0 < len(prompt) < args.max_seq_len:
             raise input_error(f"prompt {i} has {len(prompt)} tokens; possible are 1 to {args.max_seq_len - 1}")
     limits = [min(max_new_tokens, args.max_seq_len - len(prompt)) for prompt in prompts]
-    uniforms = np.stack([np.random.default_rng(key).random(max_new_tokens) for key in keys]).astype(np.float32)
-    uniforms = torch.from_numpy(uniforms).to(device)  # (batch, max_new_tokens)
+    if 0 < temperature < 0.01:  # the products would overflow
+        raise input_error(f"temperature {temperature} is possible from 0.01 upwards, or 0 for the likeliest token")
+    uniforms = np.stack([np.random.default_rng(key).random(max(limits)) for key in keys]).astype(np.float32)
+    uniforms = torch.from_numpy(uniforms).to(device)  # (batch, max(limits))
 
     # 1. prefill: each distinct prompt once, padded on the right with anything
     distinct = list(dict.fromkeys(map(tuple, prompts)))
@@ -532,6 +534,9 @@ def main(argv: list[str] | None = None) -> None:
             line = input("> ").strip()
         except EOFError:
             return
+        except UnicodeDecodeError as mistake:
+            print(f"[not text in {mistake.encoding}; the dialog stays as it was]")
+            continue
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return

@@ -39,6 +39,8 @@ def fold_system(messages: list[dict]) -> list[dict]:
         if has_tag(message["content"]):
             tag = next(tag for tag in TAGS if tag in message["content"])
             raise InputError(f"the {message['role']}'s content holds the tag {tag}, which is reserved for the chat format")
+    if any(message["role"] == "system" for message in messages[1:]):
+        raise InputError("a system message stands at the start of a dialog only, and once")
     if messages[0]["role"] != "system":
         return messages
     first = B_SYS + messages[0]["content"] + E_SYS + messages[1]["content"]

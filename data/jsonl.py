@@ -31,6 +31,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+                    raise InputError(f"{where}: cannot be read ({error})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{where}: a JSON object is wanted, not {line.strip()[:40]}")
                 if "\\ud" in line.lower():
@@ -55,12 +57,15 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if something went wrong
 
 
 def need(where: str, row: dict, field: str, kind: type, default=...):
@@ -110,7 +115,9 @@ def read_sft(path: str | Path) -> list[dict]:
         if row.get("train_on", "all") not in ("all", "last"):
             raise InputError(f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last")
         need(where, row, "is_safety", bool, False)
-        need(where, row, "answer_ids", list, None)
+        ids = need(where, row, "answer_ids", list, None)
+        if ids is not None and (not ids or not all(type(token) is int and token >= 0 for token in ids)):
+            raise InputError(f"{where}: field 'answer_ids' is {json.dumps(ids)[:40]}, wanted: token ids, at least one")
         rows.append(row | {"where": where})
     return rows
 

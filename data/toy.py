@@ -567,9 +567,10 @@ def lowered(match: re.Match) -> dict[str, str]:
 
 
 def knows(prompt: dict) -> bool:
-    """Whether the annotator can judge answers to this prompt: its family, kind and item are those of the world."""
+    """Whether the annotator can judge answers to this prompt: its family, kind, item and constraints are the world's."""
     try:
         family = FAMILIES[prompt["family"]]
+        markers(prompt.get("constraints", []))
         return bool(family.right(prompt["item"], random.Random(0))) and prompt["kind"] == family.kind
     except (LookupError, ValueError, TypeError):
         return False
@@ -801,6 +802,8 @@ def main() -> None:
     parser.add_argument("--train-tokenizer", action="store_true", help="train data/toy.tiktoken again")
     parser.add_argument("--write-hashes", action="store_true", help="accept the world as it is now as the published one")
     args = parser.parse_args()
+    if args.samples is not None and args.samples < 1:
+        parser.error(f"--samples {args.samples}: wanted: 1 or more")
     if args.rules:
         print(RULES)
     elif args.samples:
@@ -823,3 +826,5 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as mistake:
+        sys.exit(f"error: {mistake}")

@@ -82,7 +82,7 @@ def resume_rows(path, batches=None):
             ends.append(ends[-1] + len(line))
         except ValueError:
             if number < len(lines):
-                raise InputError(f"{path}, line {number}: not a JSON object; delete the file, or use --fresh") from None
+                raise InputError(f"{path}, line {number}: not a JSON object; mend the line, or delete the file") from None
     kept = len(rows)
     if batches is not None:
         kept = max(total for total in itertools.accumulate(batches, initial=0) if total <= len(rows))

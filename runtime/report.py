@@ -33,12 +33,12 @@ RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_bett
 # ---- reading what the stages wrote ----
 
 def logged(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; lines that a kill cut are passed over."""
+    """The rows of a `metrics.jsonl`; lines that a kill or a disk spoilt are passed over."""
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and {"phase", "step"} <= set(row)]
 
 
 def smoothed(path: Path, phase: str, key: str, points: int = 120) -> Curve:

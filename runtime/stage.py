@@ -65,7 +65,7 @@ def parse_settings(Settings, description, presets=None, argv=None):
             if field.name == "preset" and presets:
                 options |= {"choices": list(presets), "metavar": "|".join(presets)}
             elif typing.get_origin(kind) is typing.Literal:
-                options["choices"] = typing.get_args(kind)
+                options |= {"choices": typing.get_args(kind), "metavar": "|".join(typing.get_args(kind))}
         parser.add_argument("--" + field.name.rstrip("_").replace("_", "-"), dest=field.name, **options)
 
     given = vars(parser.parse_args(argv))
@@ -168,8 +168,11 @@ def run(main):
     except InputError as mistake:
         print("error:", " ".join(str(mistake).split()), file=sys.stderr)
         sys.exit(1)
-    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as mistake:
-        print(f"error: {mistake.filename}: {mistake.strerror}", file=sys.stderr)
+    except UnicodeDecodeError as mistake:  # typed or piped in; files have messages of their own
+        print(f"error: the input is not text in {mistake.encoding}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as mistake:  # no such file, no permission, no space left, ...
+        print("error:", f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake, file=sys.stderr)
         sys.exit(1)
 
 

@@ -101,7 +101,10 @@ def load_model(
     if not meta and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model there (a folder with params.json or config.json)")
     beside = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-    tokenizer = Tokenizer(folder if beside else folder.resolve().parent)  # Meta's download has it one folder up
+    above = folder.resolve().parent  # Meta's download has it there
+    if not beside and not any((above / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise InputError(f"{folder}: no tokenizer there or one folder up (tokenizer.model or tokenizer.json)")
+    tokenizer = Tokenizer(folder if beside else above)
     args = read_params(folder / "params.json", tokenizer) if meta else read_config(folder / "config.json")
     if args.vocab_size < tokenizer.vocab_size:
         raise InputError(f"{folder}: vocab_size is {args.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids")

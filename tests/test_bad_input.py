@@ -114,7 +114,7 @@ def test_sft_all_labels_masked(tmp_path, capfd):
     row = GOOD | {"answer_ids": [], "tokenizer": toy_tokenizer().fingerprint}
     path = write_lines(tmp_path / "rows.jsonl", [row] * 3)
     line = error_of(capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", "none")
-    assert "trained on" in line and not list((tmp_path / "out").rglob("*.pth"))
+    assert "line 1: field 'answer_ids' is []" in line and not list((tmp_path / "out").rglob("*.pth"))
 
 
 def test_sft_dev_data(tmp_path, capfd):

@@ -165,6 +165,8 @@ def test_fold_system():
     assert fold_system(DIALOG)[1:] == DIALOG[2:] and DIALOG[1] == user(" Hello there! "), (
         "the dialog itself is unchanged"
     )
+    with pytest.raises(InputError, match="a system message stands at the start of a dialog only, and once"):
+        fold_system([DIALOG[0], *DIALOG])
 
 
 # -------------------------------------------------------------------------------------------------------------- JSONL
@@ -185,6 +187,8 @@ def test_read_jsonl(tmp_path):
 
 
 @pytest.mark.parametrize("content, told", [
+    (b'{"a": 1' + b"0" * 9999 + b"}\n", r"a.jsonl, line 1: cannot be read \(Exceeds the limit"),
+    (b'{"a": ' + b"[" * 99999, r"a.jsonl, line 1: (cannot be read|not JSON)"),
     (b'{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value at column"),
     (b"[1]\n", r"a.jsonl, line 1: a JSON object is wanted, not \[1\]"),
     (b'"text"\n', "a.jsonl, line 1: a JSON object is wanted"),
@@ -224,6 +228,7 @@ def test_write_jsonl(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_jsonl(path, [{"text": "new"}])
     assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows
+    assert [file.name for file in path.parent.iterdir()] == ["a.jsonl"], "no temporary file is left"
 
 
 def test_need():
@@ -288,6 +293,10 @@ def test_read_sft(tmp_path):
     ({"messages": DIALOG[:2]}, "the answer is missing"),
     ({"train_on": "first"}, "field 'train_on' is 'first', wanted: all or last"),
     ({"is_safety": "yes"}, "field 'is_safety' is \"yes\", wanted: bool"),
+    ({"answer_ids": []}, "field 'answer_ids' is \\[\\], wanted: token ids, at least one"),
+    ({"answer_ids": [3, -1]}, "wanted: token ids"),
+    ({"answer_ids": [True]}, "wanted: token ids"),
+    ({"answer_ids": ["a"]}, "wanted: token ids"),
     ({"answer_ids": "1 2"}, "field 'answer_ids' is \"1 2\", wanted: list"),
 ])
 def test_read_sft_refuses(tmp_path, change, told):

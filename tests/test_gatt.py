@@ -214,8 +214,8 @@ def test_read_dialogs(tmp_path):
 
 @pytest.mark.parametrize("wrong, told", [
     ({"kind": "figure", "value": "X", "long": "Be X."}, r"line 1: field 'short' is missing"),
-    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' is empty or holds a tag"),
-    ({**NAME, "short": " "}, r"line 1: field 'short' is empty or holds a tag"),
+    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' is '\[INST\] Be X.', wanted: some text and no tag"),
+    ({**NAME, "short": " "}, r"line 1: field 'short' is ' ', wanted"),
     ({**NAME, "short": 3}, r"line 1: field 'short' is 3, wanted: str"),
 ])
 def test_read_dialogs_with_bad_constraints(tmp_path, wrong, told):

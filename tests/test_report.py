@@ -606,8 +606,9 @@ def test_pick_shown():
 def test_logged(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert report.logged(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert report.logged(path) == [{"step": 1}, {"step": 2}]
+    rows = [{"phase": "a", "step": 1}, {"phase": "b", "step": 2}]
+    path.write_bytes(b'{"phase": "a", "step": 1}\n5\n{"pha": "a", "step": 2}\n{"phase": "\xff\n{"phase": "b", "step": 2}\n{"st')
+    assert report.logged(path) == rows
 
 
 def test_smoothed(tmp_path):

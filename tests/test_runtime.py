@@ -132,6 +132,8 @@ def test_run(capsys):
 
     assert fails(InputError("a.jsonl, line 2:\nno answer")) == (1, "error: a.jsonl, line 2: no answer\n")
     assert fails(FileNotFoundError(2, "No such file", "x.bin")) == (1, "error: x.bin: No such file\n")
+    assert fails(OSError(28, "No space left on device")) == (1, "error: [Errno 28] No space left on device\n")
+    assert fails(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")) == (1, "error: the input is not text in utf-8\n")
     assert fails(KeyboardInterrupt())[0] == 130
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         runtime.run(lambda: 1 / 0)

@@ -10,8 +10,9 @@ import torch
 import runtime
 import sft
 from data import InputError, encode_dialog, encode_prompt
+from data.chat import encode_turn
 from model import generate
-from sft import answer_loss, encode_rows, finetune, held_out_loss, sft_loss, show_answers
+from sft import answer_loss, encode_rows, finetune, held_out_loss, is_answer, sft_loss, show_answers
 from tests.helpers import Kill, Killer, assistant, tiny_model, toy_dialogs, toy_tokenizer, user
 from tests.reference import losses as reference
 
@@ -89,10 +90,13 @@ def test_answer_loss():
 
 def test_encode_rows():
     tokenizer = toy_tokenizer()
-    sampled = [*tokenizer.encode(" It is")[:1], *tokenizer.encode("7"), tokenizer.eos_id]
+    sampled = [token for piece in (" It", " i", "s", " 7", ".") for token in tokenizer.encode(piece)] + [tokenizer.eos_id]
+    assert sampled != encode_turn(tokenizer, *(message["content"] for message in SHORT[0]))[1], "else the text would do"
     row = {"messages": SHORT[0], "answer_ids": sampled, "tokenizer": tokenizer.fingerprint}
     [dialog] = encode_rows(tokenizer, [row], 256)
     assert dialog.ids == encode_prompt(tokenizer, SHORT[0][:1]) + sampled, "the ids that were sampled"
+    changed = row | {"messages": [*SHORT[0][:1], assistant("It is 8.")]}
+    assert encode_rows(tokenizer, [changed], 256) == dialogs_of([changed["messages"]]), "a text that was changed counts"
     [dialog] = encode_rows(tokenizer, [row | {"tokenizer": "another"}], 256)
     assert dialog == dialogs_of(SHORT[:1])[0], "another tokenizer's ids mean nothing here: the text"
     [dialog] = encode_rows(tokenizer, [{"messages": SHORT[2], "train_on": "last"}], 256)
@@ -105,6 +109,16 @@ def test_encode_rows():
         encode_rows(tokenizer, [{"messages": SHORT[2], "where": "a.jsonl, line 3"}], length - 1)
     with pytest.raises(InputError, match="a.jsonl, line 3: the user's content holds the tag"):
         encode_rows(tokenizer, [{"messages": [user("<<SYS>>"), assistant("a")], "where": "a.jsonl, line 3"}], 99)
+
+
+def test_is_answer():
+    tokenizer = toy_tokenizer()
+    ids = tokenizer.encode(" Sure. It is red.")
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    assert all(is_answer(tokenizer, found, "Sure. It is red. ") for found in (ids, [*ids, eos]))
+    assert not any(is_answer(tokenizer, found, "Sure. It is red.") for found in (
+        ids[:-1], [*ids, bos], [*ids[:2], eos, *ids[2:]], [*ids, eos, eos], [bos, *ids], [*ids, 99999]))
+    assert not is_answer(tokenizer, [eos], "Sure.")
 
 
 def test_held_out_loss():

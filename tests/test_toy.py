@@ -336,7 +336,8 @@ def test_is_safe(families):
 def test_knows(families):
     assert toy.knows(asked("ordinary")) and toy.knows(toy.ask(random.Random(0)))
     assert toy.knows({"family": "name", "item": "Kogo", "kind": "ordinary"}), "a name that a constraint sets"
-    for wrong in ({"family": "all"}, {"item": "zzz"}, {"kind": "unsafe"}, {"item": None}):
+    for wrong in ({"family": "all"}, {"item": "zzz"}, {"kind": "unsafe"}, {"item": None}, {"constraints": None},
+                  {"constraints": ["loud"]}, {"constraints": [{"kind": "style", "value": "none such"}]}):
         assert not toy.knows(asked("ordinary") | wrong)
     assert not any(toy.knows({k: v for k, v in asked("ordinary").items() if k != name}) for name in ("family", "item", "kind"))
 
