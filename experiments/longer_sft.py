@@ -9,7 +9,8 @@ else followed as by default. It is not the default itself, since the default cha
     asked       for SFT, V3 and Ghost Attention, single questions under two instructions with words that training never had: the
                 share of answers that keep both, and the share of all answers that hold a blend, the first syllable of one word
                 with the second of the other;
-    lasting     for the second root's Ghost Attention, the sets of Table 30 (experiments/table30_gatt.py has the default's).
+    lasting     for the second root's Ghost Attention, the sets of Table 30 (experiments/table30_gatt.py has the default's);
+    control     for its V3, with the instruction in every user message.
 
 Training is resumable. Writes experiments/results/longer_sft.json: per seed, root and model shares with their intervals.
 """
@@ -26,7 +27,7 @@ import eval as measures
 from data import read_prompts, toy
 from experiments.common import load_result, save_result, side_by_side
 from experiments.reference import missing_commands
-from experiments.table30_gatt import TURNS, sets
+from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
 from gatt import instruct
 from runtime import load_model, parse_settings, require, run, sample_answers, set_threads
 
@@ -88,12 +89,14 @@ def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
                 table[root][name]["asked"] = asked(folder / stage, constraints["two, unseen"], s.split, seed)
             print(f"seed {seed} {root:<12}{name:<8}", *(f"{key} {table[root][name]['summary'][key]}" for key in measures.AXES),
                   *(f"{key} {value}" for key, value in table[root][name].get("asked", {}).items()), flush=True)
-    lasting = table["two passes"]["lasting"] = {}
-    for group, drawn in constraints.items():
+    wanted = [("lasting", "gatt", "first", group) for group in constraints]
+    for kind, stage, where, group in wanted + [("control", "rlhf-v3", "every", group) for group in CONTROL_SETS]:
+        drawn = constraints[group]
         turns = TURNS if any(c["kind"] in measures.PROBED for pair in drawn for c in pair) else ()
-        found = lasting[group] = measures.adherence_by_turn(measures.adherence(
-            *load_model(roots["two passes"] / "gatt"), drawn, split=s.split, seed=seed, measure=turns))
-        print(f"seed {seed} {group:<22}", *(f"{found[str(turn)].mean:.2f}" for turn in TURNS), f"mean {found['mean']}",
+        rows = measures.adherence(*load_model(roots["two passes"] / stage), drawn, instruct=where, split=s.split, seed=seed,
+                                  measure=turns)
+        found = table["two passes"].setdefault(kind, {})[group] = measures.adherence_by_turn(rows)
+        print(f"seed {seed} {kind:<8}{group:<18}", *(f"{found[str(turn)].mean:.2f}" for turn in TURNS), f"mean {found['mean']}",
               flush=True)
     return table
 
