@@ -12,7 +12,7 @@ else followed as by default. It is not the default itself, since the default cha
     lasting     for the second root's Ghost Attention, the sets of Table 30 (experiments/table30_gatt.py has the default's);
     control     for its V3, with the instruction in every user message.
 
-Training is resumable. Writes experiments/results/longer_sft.json: per seed, root and model shares with their intervals.
+Training is resumable. Writes experiments/results/longer_sft.json and .png: per seed, root and model shares with their intervals.
 """
 
 import random
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import load_result, save_result, side_by_side
+from experiments.common import RESULTS, draw_panels, load_result, save_result, side_by_side
 from experiments.reference import missing_commands
 from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
 from gatt import instruct
@@ -101,6 +101,21 @@ def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
     return table
 
 
+def draw(result: dict, seeds: list[str]) -> None:
+    """experiments/results/longer_sft.png: helpfulness and safety by version, a line per root, a dot per seed."""
+    figure, panels = draw_panels(2)
+    for panel, axis in zip(panels, measures.AXES, strict=True):
+        for root, color in (("default", "C0"), ("two passes", "C1")):
+            scores = [[result[seed][root][name]["summary"][axis][0] for seed in seeds] for name in STAGES]
+            panel.plot(list(STAGES), [sum(row) / len(row) for row in scores], "-", color=color, label=f"SFT: {root}")
+            for name, row in zip(STAGES, scores, strict=True):
+                panel.plot([name] * len(row), row, ".", color=color)
+        panel.set(title=f"{axis}, annotator's score", ylim=(0, 1))
+    panels[0].legend(loc="lower right")
+    figure.suptitle(f"Test prompts, temperature 1; {len(seeds)} seeds (dots), their mean (lines)", fontsize=10)
+    figure.savefig(RESULTS / "longer_sft.png", dpi=110)
+
+
 def main() -> None:
     # 1. the same pipeline after twice as long an SFT
     s = parse_settings(Settings, __doc__)
@@ -115,6 +130,7 @@ def main() -> None:
     for seed, root in roots.items():
         found = measure(root, s, seed)
         save_result("longer_sft", load_result("longer_sft") | {str(seed): found})
+    draw(load_result("longer_sft"), [str(seed) for seed in s.seeds])
 
 
 if __name__ == "__main__":
