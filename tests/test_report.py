@@ -204,6 +204,16 @@ def test_report_with_the_system_prompt():
     assert [row["answer_ids"] for row in again] == [row["answer_ids"] for row in told["sft"]]
 
 
+def test_report_on_prompts_with_a_system_prompt_of_their_own(tmp_path):
+    """They cannot get a second one."""
+    prompts = few_prompts()
+    prompts[3] = prompts[3] | {"prompt": [system("Be brief."), *prompts[3]["prompt"]]}
+    write_lines(tmp_path / "prompts.jsonl", prompts)
+    out = linked(tmp_path / "out")
+    run_quietly(evaluation.main, *arguments(out))
+    assert not metrics_of(out)["system_prompt"] and "annotator" in metrics_of(out)["judges"]
+
+
 def test_report_lists_what_is_missing():
     out, printed = made()
     cells = read(out / "eval" / "report.html").cells
@@ -364,7 +374,7 @@ def test_score_rows():
     score_rows(prompts, models, [rows[0] | {"tokenizer": "another", "has_tag": True, "answer": "[INST]"}])
 
 
-def test_load_judges(tmp_path):
+def test_load_judges(tmp_path, capsys):
     out, prompts = made()[0], few_prompts()
     assert list(load_judges(out, prompts)) == ["annotator", "reward models", "second reward models"]
     assert next(iter(load_judges(out, prompts, "reward"))) == "reward models"
@@ -374,7 +384,11 @@ def test_load_judges(tmp_path):
     assert list(load_judges(tmp_path, prompts)) == ["annotator"]
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "reward-safety").symlink_to(out / "reward-safety")
+    capsys.readouterr()
     assert list(load_judges(tmp_path / "one", mine)) == ["reward models"]
+    assert "reward-helpfulness is missing: the reward models do not judge helpfulness" in capsys.readouterr().out
+    load_judges(tmp_path / "one", [mine[0] | {"is_safety": True}])
+    assert not capsys.readouterr().out, "nobody asks for the other axis"
     with pytest.raises(InputError, match="nobody can judge"):
         load_judges(tmp_path, mine)
     with pytest.raises(InputError, match="`python reward.py` makes"):
