@@ -655,9 +655,7 @@ def compare_two(s: Settings, prompts: list[dict], device: torch.device) -> None:
 def main(argv: list[str] | None = None) -> None:
     # 1. prompts, models and judges
     s = parse_settings(Settings, __doc__, argv=argv)
-    check_positive(s, "answers", "max_new_tokens")
-    if s.temperature < 0 or s.show < 0 or s.dialogs < 0:
-        raise InputError(f"--temperature {s.temperature}, --show {s.show}, --dialogs {s.dialogs}: must be 0 or more")
+    check_positive(s, "answers", "max_new_tokens", or_zero=("temperature", "show", "dialogs"))
     if s.judge == "human" and not s.compare:
         raise InputError("--judge human compares two models: --compare A B")
     set_threads(s.threads)

@@ -315,9 +315,9 @@ def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s:
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     check_positive(s, "dialogs", "turns", "samples", "max_new_tokens", "temperature", "epochs", "batch_tokens", "micro_tokens",
-                   "learning_rate")
-    if not 0 <= s.short <= 1 or not 0 <= s.resampled <= 1 or s.replay < 0:
-        raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {s.short}, {s.resampled}), --replay 0 or more")
+                   "learning_rate", or_zero=("weight_decay", "replay"))
+    if not 0 <= s.short <= 1 or not 0 <= s.resampled <= 1:
+        raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {s.short}, {s.resampled})")
     if not s.data or not s.constraints:
         raise InputError(f"--preset {s.preset} needs dialogs and constraints: --data FILE.jsonl --constraints FILE.jsonl")
     if s.data == "toy" and s.constraints != "toy":

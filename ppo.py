@@ -431,10 +431,9 @@ def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     check_positive(s, "helpfulness_pairs", "safety_pairs", "iterations", "batch", "mini_batch", "micro_tokens", "learning_rate",
                    "value_learning_rate", "clip", "max_new_tokens", "evaluate_every", "held_out_samples", "patience", "max_kl",
-                   "save_every")
-    if not (0 <= s.gamma <= 1 and 0 <= s.lam <= 1 and s.beta >= 0 and s.value_warmup >= 0 and s.max_prompts >= 0):
-        raise InputError(f"wanted: --gamma and --lam from 0 to 1 (are {s.gamma}, {s.lam}), --beta, --value-warmup and "
-                         f"--max-prompts 0 or more (are {s.beta}, {s.value_warmup}, {s.max_prompts})")
+                   "save_every", or_zero=("beta", "value_warmup", "weight_decay", "max_prompts"))
+    if not (0 <= s.gamma <= 1 and 0 <= s.lam <= 1):
+        raise InputError(f"wanted: --gamma and --lam from 0 to 1 (are {s.gamma}, {s.lam})")
     set_threads(s.threads)
     set_seed(s.seed)
     started, cpu = time.time(), time.process_time()

@@ -436,7 +436,8 @@ def show_candidates(s: Settings) -> None:
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     check_positive(s, "samples", "max_new_tokens", "n", "temperature", "epochs", "batch_tokens", "micro_tokens",
-                   "learning_rate", "temperatures", "pair_temperatures", "helpfulness_pairs", "safety_pairs")
+                   "learning_rate", "temperatures", "pair_temperatures", "helpfulness_pairs", "safety_pairs",
+                   or_zero=("weight_decay", "max_prompts"))
     set_threads(s.threads)
     set_seed(s.seed)
     if s.answer:

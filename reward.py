@@ -443,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
     if s.init == "none":
         s = parse_settings(Settings, __doc__, {name: preset | FROM_SCRATCH for name, preset in PRESETS.items()}, argv)
     check_positive(s, "helpfulness_pairs", "safety_pairs", "temperatures", "max_new_tokens", "epochs", "batch_tokens",
-                   "micro_tokens", "learning_rate")
+                   "micro_tokens", "learning_rate", or_zero=("weight_decay",))
     if len(s.temperatures) != 2:
         raise InputError(f"--temperatures {s.temperatures}: two are wanted, one for each answer of a pair")
     unused = s.extra not in ("", "toy") and not any(s.mix_share)

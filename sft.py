@@ -168,9 +168,9 @@ def main(argv: list[str] | None = None) -> None:
     # 1. settings, data, model
     s = parse_settings(Settings, __doc__, PRESETS, argv)
     folder = s.out / "sft"
-    check_positive(s, "epochs", "batch_tokens", "micro_tokens", "learning_rate")
-    if not 0 <= s.safety_share <= 1 or s.max_rows < 0:
-        raise InputError(f"wanted: --safety-share from 0 to 1 (is {s.safety_share}), --max-rows 0 or more (is {s.max_rows})")
+    check_positive(s, "epochs", "batch_tokens", "micro_tokens", "learning_rate", or_zero=("weight_decay", "max_rows"))
+    if not 0 <= s.safety_share <= 1:
+        raise InputError(f"wanted: --safety-share from 0 to 1 (is {s.safety_share})")
     set_threads(s.threads)
     set_seed(s.seed)
     device = choose_device(s.device)

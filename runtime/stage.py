@@ -73,13 +73,17 @@ def parse_settings(Settings, description, presets=None, argv=None):
     return Settings(**{**(presets or {}).get(chosen, {}), **given})
 
 
-def check_positive(settings, *names):
-    """InputError naming the first of these settings that is not more than 0 (a tuple: empty, or one of its numbers)."""
-    for name in names:
+def check_positive(settings, *names, or_zero=()):
+    """InputError naming the first of these settings that is not more than 0 (a tuple: empty, or one of its numbers).
+
+    or_zero: names of those that may be 0.
+    """
+    for name in (*names, *or_zero):
         value = getattr(settings, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or min(numbers) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} {_as_typed(value) or 'is empty'}: must be more than 0")
+        if not numbers or not (min(numbers) > 0 or name in or_zero and min(numbers) == 0):
+            wanted = "0 or more" if name in or_zero else "more than 0"
+            raise InputError(f"--{name.replace('_', '-')} {_as_typed(value) or 'is empty'}: must be {wanted}")
 
 
 def field_comments(Settings):

@@ -462,6 +462,12 @@ def test_check_positive():
             runtime.check_positive(settings, name)
     with pytest.raises(InputError, match="--temperatures is empty"):
         runtime.check_positive(Settings(temperatures=()), "temperatures")
+    runtime.check_positive(settings, "learning_rate", or_zero=("max_steps", "temperatures"))
+    for value in (-0.1, float("nan")):
+        with pytest.raises(InputError, match=f"--learning-rate {value}: must be 0 or more"):
+            runtime.check_positive(Settings(learning_rate=value), or_zero=("learning_rate",))
+        with pytest.raises(InputError, match=f"--learning-rate {value}: must be more than 0"):
+            runtime.check_positive(Settings(learning_rate=value), "learning_rate")
 
 
 def test_run_with_a_reader_that_stops():
