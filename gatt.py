@@ -200,9 +200,9 @@ def leave_out_long(tokenizer: Tokenizer, dialogs: list[dict], s: Settings, max_s
     found = []
     for dialog in dialogs:
         trained_on = instruct(dialog["messages"], dialog["instruction"], "first")
-        try:
-            length = max(len(encode_prompt(tokenizer, messages))
-                         for messages in (trained_on, sampling_prompt(dialog, s.context)["prompt"]))
+        in_full_too = instruct(dialog["messages"], in_full(dialog), "every" if s.context == "dialog" else "first")
+        try:  # no prompt that is sampled from is longer than the second one
+            length = max(len(encode_prompt(tokenizer, messages)) for messages in (trained_on, in_full_too))
         except InputError as error:
             raise InputError(f"{dialog.get('where', 'dialog')}: {error}") from None
         found += [dialog] * (length + s.max_new_tokens <= max_seq_len)

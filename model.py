@@ -400,7 +400,7 @@ def generate(
     randomness is `default_rng(key)`, whatever stands beside it in the batch. on_token(row, id) sees each token as it
     comes. Equal prompts are read once, their cache is then repeated; rows that have ended leave the batch.
     A row ends after max_new_tokens, or earlier where prompt and answer fill max_seq_len ("length"). Raises InputError
-    for a prompt that is empty or leaves no room for an answer.
+    for a prompt that is empty or leaves no room for an answer, and for a temperature between 0 and 0.01.
     """
     if not prompts:
         return []

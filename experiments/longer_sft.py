@@ -6,6 +6,7 @@ Each seed's default models beside those of a second root in which SFT saw its de
 else followed as by default. It is not the default itself, since the default chain is to take six minutes at most. Measured are
 
     summary     helpfulness and safety on test prompts, and the win rates over the same root's SFT and over the default's model;
+    cool        the same at temperature 0.4, near V4's best (figure11_ppo.py), one answer each: is it more than sharpening?
     asked       for SFT, V3 and Ghost Attention, single questions under two instructions with words that training never had: the
                 share of answers that keep both, and the share of all answers that hold a blend, the first syllable of one word
                 with the second of the other;
@@ -41,6 +42,7 @@ class Settings:
     out: Path = Path("out/final")  # as in experiments/reference.py; the other root is OUT/SEED-two-passes
     dialogs: int = 200  # of each set
     samples: int = 4  # answers per test prompt
+    cool: float = 0.4  # the second temperature
     split: str = "test"  # of questions and prompts
     at_once: int = 2  # seeds trained side by side
 
@@ -73,6 +75,20 @@ def asked(folder: Path, constraints: list[list[dict]], split: str, seed: int) ->
     blends = [any(is_blend(word, [c["value"] for c in found]) for word in re.findall(r"\w+", answer))
               for answer, found in zip(answers, constraints, strict=True)]
     return {"all": measures.interval([float(kept) for kept in keeps]), "blend": measures.interval([float(b) for b in blends])}
+
+
+def cooled(roots: dict[str, Path], s: Settings, seed: int) -> dict:
+    """Root -> model -> summary and win rates over the default's at the second temperature."""
+    prompts, table, answers = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl"), {}, {}
+    for root, folder in roots.items():
+        for name, stage in STAGES.items():
+            rows = measures.evaluate(*load_model(folder / stage), prompts, seed=seed + 1000, temperature=s.cool)
+            baseline = answers.setdefault(name, rows)  # the default's, which comes first
+            found = table.setdefault(root, {})[name] = {"summary": measures.summary(prompts, rows)}
+            found |= {"against default": measures.compare(prompts, rows, baseline)} if baseline is not rows else {}
+            print(f"seed {seed} {root:<12}{name:<8} at {s.cool}", *(f"{axis} {found['summary'][axis]}" for axis in measures.AXES),
+                  *(f"win {axis} {wins}" for axis, wins in found.get("against default", {}).items()), flush=True)
+    return table
 
 
 def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
@@ -129,6 +145,8 @@ def main() -> None:
     # 2. measure
     for seed, root in roots.items():
         found = measure(root, s, seed)
+        for name, cool in cooled(root, s, seed).items():
+            found[name]["cool"] = cool
         save_result("longer_sft", load_result("longer_sft") | {str(seed): found})
     draw(load_result("longer_sft"), [str(seed) for seed in s.seeds])
 

@@ -237,8 +237,9 @@ def test_leave_out_long(capsys):
         with pytest.raises(InputError, match="no dialog leaves room"):
             leave_out_long(tokenizer, dialogs[1:], s, limit - 1)
     short = [a_dialog(5, instruction=WORD["short"])]  # trained on in short, sampled from in full
-    with pytest.raises(InputError, match="no dialog leaves room"):
-        leave_out_long(tokenizer, short, Settings(context="dialog"), length(5, "every") + 95)
+    for context, where in (("question", "first"), ("dialog", "every")):
+        with pytest.raises(InputError, match="no dialog leaves room"):
+            leave_out_long(tokenizer, short, Settings(context=context), length(5, where) + 95)
     assert leave_out_long(tokenizer, short, Settings(context="dialog", max_new_tokens=9), length(5, "every") + 9) == short
     bad = a_dialog(2, where="d.jsonl, line 7") | {"messages": [user("a [/INST] b")]}
     with pytest.raises(InputError, match=r"d.jsonl, line 7: .*\[/INST\]"):
