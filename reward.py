@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from data import InputError, Tokenizer, encode_dialog, encode_prompt, pad, plan_steps, preferences, read_prompts, toy, write_jsonl
 from data.annotators import ANNOTATORS, check_annotator
+from data.chat import sampled_ids
 from data.jsonl import RATINGS
 from model import PRESETS as SIZES
 from model import Transformer, token_logprobs
@@ -288,9 +289,8 @@ def encode_pairs(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> li
     """
     pairs = []
     for row in rows:
-        same = row.get("tokenizer") == tokenizer.fingerprint
         try:
-            pair = tuple(encode_answer(tokenizer, row["prompt"], row[side], row.get(f"{side}_ids") if same else None)
+            pair = tuple(encode_answer(tokenizer, row["prompt"], row[side], sampled_ids(tokenizer, row, f"{side}_ids", row[side]))
                          for side in ("chosen", "rejected"))
         except InputError as error:
             raise InputError(f"{row.get('where', 'pair')}: {error}") from None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import model as llama
 from data import Tokenizer, batches_by_length, encode_dialog, encode_prompt, pad, plan_steps, read_sft, toy
-from data.chat import Dialog
+from data.chat import Dialog, sampled_ids
 from data.errors import InputError
 from runtime import (
     check_positive,
@@ -96,7 +96,7 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
 
 
 def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> list[Dialog]:
-    """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that it sampled (`is_answer`).
+    """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that it sampled (`sampled_ids`).
 
     Raises:
         InputError: a tag of the chat format inside content, or a dialog longer than the context; names file and line.
@@ -104,9 +104,9 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> lis
     dialogs = []
     for row in rows:
         where = row.get("where", "row")
-        ids = row.get("answer_ids") if row.get("tokenizer") == tokenizer.fingerprint else None
-        if ids and not is_answer(tokenizer, ids, row["messages"][-1]["content"]):
-            ids = None  # the text was changed, or a control token stands among them
+        ids = sampled_ids(tokenizer, row, "answer_ids", row["messages"][-1]["content"])
+        if ids and (tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]):
+            ids = None  # nothing should learn to write a control token, but for EOS at the end
         try:
             dialog = encode_dialog(tokenizer, row["messages"], row.get("train_on", "all"), ids)
         except InputError as error:
@@ -115,13 +115,6 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> lis
             raise InputError(f"{where}: the dialog has {len(dialog.ids)} tokens, the model's context only {max_seq_len}")
         dialogs.append(dialog)
     return dialogs
-
-
-def is_answer(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
-    """Whether the ids are a sampled answer of this text: no control tokens but an EOS at the end."""
-    inside = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
-    return (max(ids) < tokenizer.vocab_size and not {tokenizer.bos_id, tokenizer.eos_id} & set(inside)
-            and tokenizer.decode(inside).strip() == text.strip())
 
 
 def answer_loss(model: llama.Transformer, dialogs: list[Dialog]) -> tuple[Tensor, int]:

@@ -86,6 +86,18 @@ def encode_dialog(tokenizer: Tokenizer, messages: list[dict], train_on: str = "a
     return dialog
 
 
+def sampled_ids(tokenizer: Tokenizer, row: dict, field: str, text: str) -> list[int] | None:
+    """The ids in a row's field, a list of int >= 0, where they may stand for an answer's text; None otherwise.
+
+    They may where a model with this tokenizer sampled them (`row["tokenizer"]` is its fingerprint) and they still spell the
+    text. Control tokens spell nothing: a model may have sampled one.
+    """
+    ids = row.get(field)
+    if not ids or row.get("tokenizer") != tokenizer.fingerprint or max(ids) >= tokenizer.vocab_size:
+        return None
+    return ids if tokenizer.decode(ids).strip() == text.strip() else None
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
     """Encode a dialog that ends with a user message; a model goes on from here.
 

@@ -79,6 +79,14 @@ def need(where: str, row: dict, field: str, kind: type, default=...):
     return row[field]
 
 
+def need_ids(where: str, row: dict, field: str) -> list[int] | None:
+    """The token ids in a row's field, at least one; None where the field is missing."""
+    ids = need(where, row, field, list, None)
+    if ids is not None and (not ids or not all(type(token) is int and token >= 0 for token in ids)):
+        raise InputError(f"{where}: field '{field}' is {json.dumps(ids)[:40]}, wanted: token ids, at least one")
+    return ids
+
+
 def check_messages(where: str, field: str, messages, last: str) -> list[dict]:
     """Check a dialog: an optional system message, then user and assistant in turn, ending with the role `last`.
 
@@ -115,9 +123,7 @@ def read_sft(path: str | Path) -> list[dict]:
         if row.get("train_on", "all") not in ("all", "last"):
             raise InputError(f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last")
         need(where, row, "is_safety", bool, False)
-        ids = need(where, row, "answer_ids", list, None)
-        if ids is not None and (not ids or not all(type(token) is int and token >= 0 for token in ids)):
-            raise InputError(f"{where}: field 'answer_ids' is {json.dumps(ids)[:40]}, wanted: token ids, at least one")
+        need_ids(where, row, "answer_ids")
         rows.append(row | {"where": where})
     return rows
 
@@ -145,7 +151,7 @@ def read_preferences(path: str | Path) -> list[dict]:
         for side in ("chosen", "rejected"):
             if not need(where, row, side, str).strip():
                 raise InputError(f"{where}: field '{side}' is empty")
-            need(where, row, f"{side}_ids", list, None)
+            need_ids(where, row, f"{side}_ids")
             need(where, row, f"{side}_is_safe", bool, None)
         if row.get("rating") not in (None, *RATINGS):
             raise InputError(f"{where}: field 'rating' is {row['rating']!r}, wanted: {', '.join(RATINGS)}")

@@ -35,7 +35,7 @@ from sft import encode_rows, finetune
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments/seeds.py
-    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # tried for SFT on dev prompts
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # tried for SFT on dev prompts; 0 is greedy
     samples: int = 4  # answers per test prompt
     threads: int = 1  # CPU threads
 

@@ -186,8 +186,9 @@ def open_stage(folder, settings, inputs, fresh=False):
     """Begin, go on with, or refuse the stage that fills `folder`; True if there is work to do, False if it is finished.
 
     settings: {name: value}, only those that change the result (not `out`, `threads`, …). inputs: {name: path}.
-    InputError if the folder was filled with other settings or inputs (each difference is named), if it is not a stage's
-    folder, or if an input is missing. fresh: the folder's content is deleted first, but only that of a stage's folder.
+    InputError if the folder was filled with other settings or inputs (each difference is named; a folder that nothing was
+    made in yet is begun anew), if it is not a stage's folder, or if an input is missing. fresh: the folder's content is
+    deleted first, but only that of a stage's folder.
     """
     folder = Path(folder)
     new = {"settings": json.loads(json.dumps(plain_json(settings))),
@@ -195,7 +196,7 @@ def open_stage(folder, settings, inputs, fresh=False):
     old = _read_record(folder)
     if old and (fresh or old.get("clearing")):
         _clear(folder)
-    elif old:
+    elif old and (old["finished"] or {path.name for path in folder.iterdir()} != {RECORD}):
         differences = _differences(old["settings"], new["settings"])
         differences += [f"input {name} ({inputs.get(name, 'not used now')}) has changed"
                         for name in {**old["inputs"], **new["inputs"]}

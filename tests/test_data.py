@@ -36,7 +36,7 @@ from data.annotators import (
     read_annotations,
 )
 from data.batches import cut
-from data.chat import TAGS, encode_turn, fold_system
+from data.chat import TAGS, encode_turn, fold_system, sampled_ids
 from data.jsonl import RATINGS, check_characters, check_messages, need
 from tests.helpers import assistant, system, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import chat as reference
@@ -111,6 +111,22 @@ def test_encode_dialog_takes_sampled_ids():
         dialog.ids == prompt + sampled and dialog.loss_mask[-3:] == [True] * 3 and not dialog.loss_mask[len(prompt) - 1]
     )
     assert encode_dialog(tokenizer, DIALOG, "all", []).ids == prompt, "no ids are not the same as none given"
+
+
+def test_sampled_ids():
+    tokenizer = toy_tokenizer()
+    ids = tokenizer.encode(" Sure. It is red.")
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+
+    def taken(found, text="Sure. It is red.", made_by=tokenizer.fingerprint):
+        return sampled_ids(tokenizer, {"ids": found, "tokenizer": made_by}, "ids", text)
+
+    for found in (ids, [*ids, eos], [*ids[:2], bos, *ids[2:]]):
+        assert taken(found, "Sure. It is red. ") == found
+    assert taken(ids[:-1]) is None and taken([*ids, 99999]) is None
+    assert taken([eos], "Sure.") is None and taken([eos], "") == [eos]
+    assert taken(ids, made_by="another") is None, "another tokenizer's ids mean nothing here"
+    assert sampled_ids(tokenizer, {"tokenizer": tokenizer.fingerprint}, "ids", "Sure. It is red.") is None
 
 
 def test_encode_dialog_of_the_real_tokenizer(assets):
@@ -338,6 +354,7 @@ def test_read_preferences(tmp_path):
         ({"rejected": None}, "'rejected' is null, wanted: str"),
         ({"chosen_is_safe": "no"}, "wanted: bool"),
         ({"rejected_ids": 3}, "wanted: list"),
+        ({"chosen_ids": [1, -1]}, "field 'chosen_ids' is \\[1, -1\\], wanted: token ids, at least one"),
         ({"is_safety": 0}, "wanted: bool"),
         ({"prompt": DIALOG}, "a prompt ends with the user"),
     ]:

@@ -222,11 +222,13 @@ def test_encode_answer():
 
 def test_encode_pairs():
     tokenizer = toy_tokenizer()
-    sampled = pair(chosen_ids=[5, 6], rejected_ids=[7], tokenizer=tokenizer.fingerprint)
+    good, bad = ([token for letter in answer for token in tokenizer.encode(letter)] for answer in (GOOD, BAD))  # by letters
+    sampled = pair(chosen_ids=good, rejected_ids=bad, tokenizer=tokenizer.fingerprint)
     prompt = encode_prompt(tokenizer, ASK)
-    assert encode_pairs(tokenizer, [sampled], 256) == [(prompt + [5, 6], prompt + [7])]
+    assert encode_pairs(tokenizer, [sampled], 256) == [(prompt + good, prompt + bad)]
     text = (encode_answer(tokenizer, ASK, GOOD), encode_answer(tokenizer, ASK, BAD))
     assert encode_pairs(tokenizer, [sampled | {"tokenizer": "another"}, pair()], 256) == [text, text]
+    assert encode_pairs(tokenizer, [sampled | {"rejected": GOOD}], 256) == [(prompt + good, text[0])], "a changed text counts"
     length = max(map(len, text))
     assert encode_pairs(tokenizer, [pair()], length)
     with pytest.raises(InputError, match=f"a.jsonl, line 2: the dialog has {length} tokens, the model's context only"):
@@ -433,9 +435,12 @@ def test_set_shift():
     """The mean score of both answers of the first 500 pairs becomes 0, wherever the zero was before."""
     tokenizer, model = toy_tokenizer(), RewardModel(tiny_model())
     rng = random.Random(0)
-    rows = [{"prompt": [user("Hi")], "chosen": "", "rejected": "", "tokenizer": tokenizer.fingerprint,
-             "chosen_ids": [rng.randrange(300), 2], "rejected_ids": [rng.randrange(300), rng.randrange(300), 2]}
-            for _ in range(510)]
+    rows = []
+    for _ in range(510):
+        answers = {"chosen": [rng.randrange(3, 300)], "rejected": [rng.randrange(3, 300), rng.randrange(3, 300)]}
+        rows.append({"prompt": [user("Hi")], "tokenizer": tokenizer.fingerprint,
+                     **{side: tokenizer.decode(ids) for side, ids in answers.items()},
+                     **{f"{side}_ids": [*ids, tokenizer.eos_id] for side, ids in answers.items()}})
     raw = torch.cat(score_pairs(model, tokenizer, rows[:500])).mean()
     reward.set_shift(model, tokenizer, rows)
     assert model.shift == pytest.approx(raw.item(), abs=1e-5) and abs(raw) > 1e-3

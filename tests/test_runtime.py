@@ -143,7 +143,9 @@ def test_open_stage(tmp_path, capsys):
     folder, data = tmp_path / "out" / "sft", tmp_path / "data.jsonl"
     data.write_text("one")
     settings, inputs = {"lr": 5e-3, "temps": (0.6, 1.0), "init": Path("a"), "model": {"dim": 96}}, {"data": data}
-    assert runtime.open_stage(folder, settings, inputs, fresh=True)
+    assert runtime.open_stage(folder, {**settings, "lr": 1e-2}, {}, fresh=True)
+    assert runtime.open_stage(folder, settings, inputs), "nothing was made: begun anew"
+    (folder / "metrics.jsonl").write_text("")
     assert runtime.open_stage(folder, settings, inputs), "unfinished: goes on"
     with pytest.raises(InputError, match=r"begun differently: lr 0.005 → 0.01; model.dim 96 → 32; run.*--fresh"):
         runtime.open_stage(folder, {**settings, "lr": 1e-2, "model": {"dim": 32}}, inputs)

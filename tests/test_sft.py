@@ -12,7 +12,7 @@ import sft
 from data import InputError, encode_dialog, encode_prompt
 from data.chat import encode_turn
 from model import generate
-from sft import answer_loss, encode_rows, finetune, held_out_loss, is_answer, sft_loss, show_answers
+from sft import answer_loss, encode_rows, finetune, held_out_loss, sft_loss, show_answers
 from tests.helpers import Kill, Killer, assistant, tiny_model, toy_dialogs, toy_tokenizer, user
 from tests.reference import losses as reference
 
@@ -97,6 +97,9 @@ def test_encode_rows():
     assert dialog.ids == encode_prompt(tokenizer, SHORT[0][:1]) + sampled, "the ids that were sampled"
     changed = row | {"messages": [*SHORT[0][:1], assistant("It is 8.")]}
     assert encode_rows(tokenizer, [changed], 256) == dialogs_of([changed["messages"]]), "a text that was changed counts"
+    for control, ids in [("BOS", [*sampled[:2], tokenizer.bos_id, *sampled[2:]]), ("a second EOS", [tokenizer.eos_id, *sampled])]:
+        [dialog] = encode_rows(tokenizer, [row | {"answer_ids": ids}], 256)
+        assert dialog == dialogs_of(SHORT[:1])[0], f"{control} among the ids: the text"
     [dialog] = encode_rows(tokenizer, [row | {"tokenizer": "another"}], 256)
     assert dialog == dialogs_of(SHORT[:1])[0], "another tokenizer's ids mean nothing here: the text"
     [dialog] = encode_rows(tokenizer, [{"messages": SHORT[2], "train_on": "last"}], 256)
@@ -109,16 +112,6 @@ def test_encode_rows():
         encode_rows(tokenizer, [{"messages": SHORT[2], "where": "a.jsonl, line 3"}], length - 1)
     with pytest.raises(InputError, match="a.jsonl, line 3: the user's content holds the tag"):
         encode_rows(tokenizer, [{"messages": [user("<<SYS>>"), assistant("a")], "where": "a.jsonl, line 3"}], 99)
-
-
-def test_is_answer():
-    tokenizer = toy_tokenizer()
-    ids = tokenizer.encode(" Sure. It is red.")
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    assert all(is_answer(tokenizer, found, "Sure. It is red. ") for found in (ids, [*ids, eos]))
-    assert not any(is_answer(tokenizer, found, "Sure. It is red.") for found in (
-        ids[:-1], [*ids, bos], [*ids[:2], eos, *ids[2:]], [*ids, eos, eos], [bos, *ids], [*ids, 99999]))
-    assert not is_answer(tokenizer, [eos], "Sure.")
 
 
 def test_held_out_loss():
