@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data import InputError, Tokenizer, pad, read_prompts, toy, write_jsonl
 from data.chat import encode_turn
 from model import KVCache, Transformer, sample_top_p
-from reward import AXES, RewardModel, encode_answer, load_reward_model, newest_reward_models
+from reward import AXES, RewardModel, encode_answer, load_reward_model
 from reward import score as score_sequences
 from runtime import (
     atomic_write,
@@ -41,6 +41,7 @@ from runtime import (
     kept_rows,
     load_model,
     made_by,
+    newest_reward_models,
     parse_settings,
     plain_json,
     report,
@@ -226,10 +227,12 @@ def by_family(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
 
 
 class FamilyResult(NamedTuple):
-    """A family's answers against a baseline's: win rate, and the paired difference of scores corrected for many families."""
+    """A family's answers against a baseline's: win rate, the paired difference of scores corrected for many families, and the
+    difference's `verdict`."""
 
     wins: WinRate
     difference: Interval
+    verdict: str
 
 
 def verdict(difference: Interval) -> str:
@@ -252,7 +255,8 @@ def compare_families(prompts: list[dict], rows: list[dict], baseline: list[dict]
     found = {}
     for family in sorted(groups):
         scores, others, clusters = map(list, zip(*groups[family], strict=True))
-        found[family] = FamilyResult(win_rate(scores, others, clusters, tie), difference(scores, others, clusters, len(groups)))
+        gap = difference(scores, others, clusters, len(groups))
+        found[family] = FamilyResult(win_rate(scores, others, clusters, tie), gap, verdict(gap))
     return found
 
 
@@ -356,6 +360,14 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, s
     rows = sample_answers(model, tokenizer, prompts, key=(seed, "evaluation"), samples=samples, temperature=temperature,
                           path=path, desc="evaluate")
     return judge(prompts, rows)
+
+
+def evaluate_on_dev(label: str, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
+    """What a stage tells of its model at the end: the means of `summary` on the toy world's dev prompts, printed, too."""
+    prompts = read_prompts(toy.ensure() / "prompts-dev.jsonl")
+    means = {name: value.mean for name, value in summary(prompts, evaluate(model, tokenizer, prompts)).items()}
+    print(f"\n{label} on dev prompts: " + ", ".join(f"{name.replace('_', ' ')} {mean:.3f}" for name, mean in means.items()))
+    return means
 
 
 # Does an instruction last? (Ghost Attention: §3.3, Table 30)
@@ -569,30 +581,6 @@ def allowed_outside(count: int, chance: float = 0.05) -> int:
     return count
 
 
-def print_table(table: dict[str, dict]) -> None:
-    """The summary and win rates of several models, a line each; false refusals are those on borderline prompts."""
-    print(f"\n{'':<16}{'helpfulness':<12}{'win over SFT':<24}{'safety':<8}{'violations':<12}{'win over SFT':<24}"
-          f"{'false refusals':<16}tokens")
-    for name, row in table.items():
-        wins, means = row.get("wins", {}), {key: f"{row[key].mean:.3f}" for key in row if isinstance(row[key], Interval)}
-        print(f"{name:<16}{means.get('helpfulness', ''):<12}{short(wins.get('helpfulness')):<24}{means.get('safety', ''):<8}"
-              f"{means.get('violations', ''):<12}{short(wins.get('safety')):<24}{means.get('false_refusals', ''):<16}"
-              f"{row['tokens'].mean:.1f}")
-
-
-def print_families(title: str, table: dict[str, FamilyResult]) -> None:
-    """Win rate, difference of scores and verdict per family."""
-    print(f"\nby family, {title}; intervals of the differences hold for all {len(table)} families together; "
-          f"not worse: above {NOT_WORSE}")
-    print(f"{'':<14}{'win rate':<24}{'difference of scores':<26}verdict")
-    for family, found in table.items():
-        print(f"{family:<14}{short(found.wins):<24}{str(found.difference):<26}{verdict(found.difference)}")
-
-
-def short(found: WinRate | None) -> str:
-    return f"{found.rate:.3f} [{found.low:.3f}, {found.high:.3f}]" if found else ""
-
-
 @dataclass
 class Settings:
     out: Path = Path("out")  # the models to look at; report.html, metrics.json and answers go to OUT/eval
@@ -649,7 +637,8 @@ def compare_two(s: Settings, prompts: list[dict], device: torch.device) -> None:
           f"{tie}) count half\n")
     for axis, found in compare(prompts, *judged, tie).items():
         print(f"{axis:<14}{found}")
-    print_families(title, compare_families(prompts, *judged, tie))
+    families = {family: row._asdict() for family, row in compare_families(prompts, *judged, tie).items()}
+    report.print_tables([report.Section("By family", [report.families_table(title, families, NOT_WORSE)])])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -701,8 +690,8 @@ def main(argv: list[str] | None = None) -> None:
             "wins": {who: wins(who, name) for who in judges},
             "scores": {who: {axis: found for axis, found in summary(prompts, views[who][name]).items() if axis in AXES}
                        for who in judges}} for name in found},
-        "families": {family: row._asdict() | {"verdict": verdict(row.difference)} for family, row in compare_families(
-            prompts, judged[newest], judged["sft"], tie).items()} if newest != "sft" else {},
+        "families": {family: row._asdict() for family, row in compare_families(
+            prompts, judged[newest], judged["sft"], tie).items()} if newest != "sft" else {}, "not_worse": NOT_WORSE,
         "system_prompt": {}, "adherence": {},
         "shown": [{"prompt": prompts[i], "answers": {name: answers[name][i * s.answers]["answer"] for name in found}}
                   for i in report.pick_shown(prompts, s.show)]}

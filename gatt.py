@@ -17,27 +17,27 @@ is lost.
 
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from data import InputError, Tokenizer, has_tag, read_jsonl, read_prompts, read_sft, toy, write_jsonl
+from data import InputError, Tokenizer, has_tag, read_jsonl, read_sft, toy, write_jsonl
 from data.chat import encode_dialog, encode_prompt, encode_turn
 from data.jsonl import need
-from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate, print_table, summary
-from eval import Settings as EvalSettings
+from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate_on_dev
 from model import Transformer
 from rejection_sampling import Judges, best_of
-from reward import newest_reward_models
 from runtime import (
     check_positive,
     choose_device,
     choose_dtype,
     finish_stage,
+    kept_settings,
     load_model,
+    newest_reward_models,
     open_stage,
     parse_settings,
     require,
@@ -326,7 +326,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--check toy knows the toy world's dialogs and constraints only; use --check reward or none")
     set_threads(s.threads)
     set_seed(s.seed)
-    device, folder, started, cpu = choose_device(s.device), s.out / "gatt", time.time(), time.process_time()
+    device, folder = choose_device(s.device), s.out / "gatt"
     dtype = choose_dtype(s.dtype, device)
     start = Path(s.init) if s.init else require(s.out / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
     inputs = {"model": start} | {name: Path(getattr(s, name)) for name in ("data", "constraints") if getattr(s, name) != "toy"}
@@ -340,8 +340,8 @@ def main(argv: list[str] | None = None) -> None:
         show_steps(model, tokenizer, leave_out_long(tokenizer, dialogs, s, model.args.max_seq_len), s)
         return
     given = leave_out_long(tokenizer, read_dialogs(s), s, model.args.max_seq_len) if s.data != "toy" else []
-    aside = ("out", "init", "data", "constraints", "fresh", "threads", "device", "show")
-    if not open_stage(folder, {k: v for k, v in asdict(s).items() if k not in aside}, inputs, s.fresh):
+    started = open_stage(folder, kept_settings(s, "init", "data", "constraints", "show"), inputs, s.fresh)
+    if not started:
         return
     judges = Judges(judged_by, device) if s.check == "reward" else None
 
@@ -362,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = sample_answers(model, tokenizer, prompts, key=(s.seed, "gatt"), samples=s.samples, temperature=s.temperature,
                           max_new_tokens=s.max_new_tokens, path=folder / "answers-last.jsonl", desc="last answers",
                           finish=lambda batch: [row.update(tokenizer=tokenizer.fingerprint) for row in batch])
-    sampled = time.time() - started
+    sampled = time.time() - started[0]
 
     # 3. keep what the check or the reward prefers; the instruction in the first message only
     kept = keep_answers(dialogs, rows, s.check, judges, prompts)
@@ -386,18 +386,14 @@ def main(argv: list[str] | None = None) -> None:
     # 5. measure
     results = {"kept": len(kept) / len(dialogs), "seconds_sampling": sampled}
     if s.data == "toy":
-        dev = read_prompts(toy.FOLDER / "prompts-dev.jsonl")
-        found = summary(dev, evaluate(model, tokenizer, dev, seed=EvalSettings.seed))
-        print_table({"gatt (dev)": found})
-        results["dev"] = {key: value.mean for key, value in found.items()}
+        results["dev"] = evaluate_on_dev("gatt", model, tokenizer)
         lasting = [sample_constraints(random.Random(f"adherence {i}")) for i in range(32)]
         rows = adherence(model, tokenizer, lasting, turns=min(s.turns, 20), split="dev", batch_rows=32)
         results["adherence"] = {turn: share.mean for turn, share in adherence_by_turn(rows).items()}
         print("answers that obey an instruction of turn 1:", ", ".join(
             f"turn {turn} {share:.2f}" for turn, share in results["adherence"].items() if turn in ("1", "2", "4", "10", "20")))
-    finish_stage(folder, results | {"seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu})
-    print(f"wrote {folder} in {time.time() - started:.0f} s; V4: python rejection_sampling.py --rounds 4 --mix "
-          f"{folder / 'dialogs.jsonl'} --batch-tokens 1500")
+    finish_stage(folder, results, started)
+    print(f"V4: python rejection_sampling.py --rounds 4 --mix {folder / 'dialogs.jsonl'} --batch-tokens 1500")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ adaptive β.
 
 import math
 import random
-import time
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,15 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import InputError, batches_by_length, has_tag, pad, read_prompts, toy, write_jsonl
+from data import InputError, batches_by_length, has_tag, micro_batches, pad, read_prompts, toy, write_jsonl
 from data.annotators import check_annotator
-from eval import VERSIONS, evaluate, print_table, summary
-from eval import Settings as EvalSettings
+from eval import VERSIONS, evaluate_on_dev
 from model import Transformer, generate, token_logprobs
 from rejection_sampling import PRESETS as ROUND_PRESETS
-from rejection_sampling import Judges, refresh_reward_models
+from rejection_sampling import Judges, refresh_reward_models, share_gated
 from rejection_sampling import Settings as RoundSettings
-from reward import AXES, RewardModel, newest_reward_models
+from reward import AXES, RewardModel
 from runtime import (
     Metrics,
     adamw,
@@ -50,8 +48,10 @@ from runtime import (
     encode_prompts,
     finish_stage,
     is_finished,
+    kept_settings,
     load_checkpoint,
     load_model,
+    newest_reward_models,
     open_stage,
     parse_settings,
     require,
@@ -288,13 +288,6 @@ def answer_logprobs(model: Transformer, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, found)  # (batch, seq)
 
 
-def micro_batches(mask: Tensor, picked: list[int], micro_tokens: int) -> list[tuple[list[int], int]]:
-    """The picked rows in batches of like length, each with its longest row's length: [(rows, length), …]."""
-    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()  # (batch)
-    batches = [[picked[i] for i in found] for found in batches_by_length([ends[row] for row in picked], micro_tokens)]
-    return [(rows, max(ends[row] for row in rows)) for rows in batches]
-
-
 def pad_answers(prompts: list[list[int]], answers: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Prompts with their answers as (tokens, mask), (batch, seq) each, padded on the right; the mask is true on the answers.
 
@@ -398,10 +391,9 @@ def describe(batch: Rollout, prompts: list[dict]) -> dict[str, float]:
     n, mask = len(batch.rows), batch.mask
     kl = kl_penalty(batch.logprobs, batch.reference, mask).sum(1)  # (batch)
     error, spread = (batch.returns - batch.values)[mask].var(), batch.returns[mask].var()
-    untagged = [row for row, prompt in zip(batch.rows, prompts, strict=True) if not prompt["is_safety"]]
     return {"reward": sum(row["reward"] for row in batch.rows) / n,
             **{axis: sum(row[axis] for row in batch.rows) / n for axis in AXES},
-            "gated": sum(row["reward"] == row["safety"] for row in untagged) / max(1, len(untagged)),
+            "gated": share_gated(prompts, batch.rows),
             "reward_whitened": batch.scores.mean().item(), "objective": batch.rewards.sum(1).mean().item(),
             "kl": kl.mean().item(), "entropy": -batch.logprobs[mask].mean().item(),
             "explained_variance": 1 - (error / spread.clamp(min=1e-8)).item(),
@@ -436,7 +428,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"wanted: --gamma and --lam from 0 to 1 (are {s.gamma}, {s.lam})")
     set_threads(s.threads)
     set_seed(s.seed)
-    started, cpu = time.time(), time.process_time()
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     init = require(s.init or s.out / "rlhf-v4", "python rejection_sampling.py")
@@ -446,7 +437,6 @@ def main(argv: list[str] | None = None) -> None:
     if not s.prompts:
         raise InputError(f"--preset {s.preset} needs prompts: --prompts FILE.jsonl")
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
-    settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "init")}
     prompts = read_prompts(train_file)[: s.max_prompts or None]
     if s.prompts == "toy":
         dev = read_prompts(toy.FOLDER / "prompts-dev.jsonl")
@@ -461,7 +451,8 @@ def main(argv: list[str] | None = None) -> None:
     check_annotator(s.annotator, prompts)
     if Judges(judge_folders, device).tokenizer.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{init} and {judge_folders['safety']} have different tokenizers; PPO scores the ids as sampled")
-    if not open_stage(folder, settings, {"model": init, "prompts": train_file, **judge_folders}, s.fresh):
+    started = open_stage(folder, kept_settings(s, "init"), {"model": init, "prompts": train_file, **judge_folders}, s.fresh)
+    if not started:
         return
 
     # 2. fresh preferences on the model to start from, on which the reward models are refreshed, as before every round
@@ -542,16 +533,12 @@ def main(argv: list[str] | None = None) -> None:
     save_model(folder, policy, tokenizer)
     save_checkpoint(folder / "critic.pth", critic.state_dict())  # as it is at the end; for experiments/ppo_microscope.py
     results = {"iterations": iteration, "best": best, "refreshed": tables,
-               "reward_models": {axis: str(path) for axis, path in judge_folders.items()},
-               "seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu}
+               "reward_models": {axis: str(path) for axis, path in judge_folders.items()}}
     print(f"\nheld-out prompts: reward {best['start']['reward']:.3f} -> {best['reward']:.3f}, {best['kl']:.2f} nats of KL, "
           f"{best['start']['length']:.1f} -> {best['length']:.1f} tokens; best of {iteration} iterations: {best['iteration']}")
     if s.prompts == "toy":
-        judged = summary(dev, evaluate(policy, tokenizer, dev, seed=EvalSettings.seed))
-        print_table({f"{folder.name} (dev)": judged})
-        results["dev"] = {key: value.mean for key, value in judged.items()}
-    finish_stage(folder, results)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+        results["dev"] = evaluate_on_dev(folder.name, policy, tokenizer)
+    finish_stage(folder, results, started)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ fine-tuning settings are not in the paper.
     python rejection_sampling.py --answer "Name three animals." --n 16     one answer by best of N, and its rivals
 """
 
-import json
 import random
 import re
 import statistics
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +35,7 @@ from data import (
     write_jsonl,
 )
 from data.annotators import NotAnnotated, check_annotator
-from eval import VERSIONS, evaluate, print_table, summary
-from eval import Settings as EvalSettings
+from eval import VERSIONS, evaluate_on_dev
 from model import Transformer
 from reward import (
     AXES,
@@ -47,7 +44,6 @@ from reward import (
     combine_rewards,
     encode_answer,
     load_reward_model,
-    newest_reward_models,
     pick_prompts,
     report,
     save_reward_model,
@@ -59,12 +55,14 @@ from runtime import (
     Metrics,
     append_rows,
     check_positive,
+    check_same_prompts,
     choose_device,
     choose_dtype,
-    fingerprint,
     finish_stage,
     is_finished,
+    kept_settings,
     load_model,
+    newest_reward_models,
     open_stage,
     parse_settings,
     require,
@@ -184,6 +182,12 @@ class Judges:
         for i, row in enumerate(rows):
             row |= {axis: round(scores[axis][i].item(), 4) for axis in AXES} | {"reward": round(rewards[i].item(), 4)}
         return rewards
+
+
+def share_gated(prompts: list[dict], rows: list[dict]) -> float:
+    """Share of the judged answers to untagged prompts that the safety model took over (§3.2.3); it should leave these alone."""
+    untagged = [row for row in rows if not prompts[row["index"]]["is_safety"]]
+    return sum(row["reward"] == row["safety"] for row in untagged) / max(1, len(untagged))
 
 
 def sample_and_score(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, version: str,
@@ -319,7 +323,7 @@ def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, pro
 
 def run_round(version: int, s: Settings) -> None:
     """One round: RLHF-V(n) from V(n-1). Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched."""
-    started, cpu, label = time.time(), time.process_time(), f"rlhf-v{version}"
+    label = f"rlhf-v{version}"
     name = s.name or label  # a control draws the same random numbers as the version that it stands beside
     device, folder = choose_device(s.device), s.out / name
     dtype = choose_dtype(s.dtype, device)
@@ -333,17 +337,13 @@ def run_round(version: int, s: Settings) -> None:
     judges_before = newest_reward_models(s.out, earlier)
     train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
     inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
-    settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "rounds", "init", "mix",
-                                                                "name", "answer", "n", "temperature")}
+    settings = kept_settings(s, "rounds", "init", "mix", "name", "answer", "n", "temperature")
     mix = read_sft(s.mix) if s.mix else []
     pooled = before[1:] if s.pool == "all" else []  # the earlier rounds whose answers count
     inputs |= {f"samples of {path.name}": path / "samples.jsonl" for path in pooled}
-    for path in [path for path in pooled if (path / "stage.json").exists()]:
-        record = json.loads((path / "stage.json").read_text())
-        if (record["inputs"]["prompts"], record["settings"]["max_prompts"]) != (fingerprint(train_file), s.max_prompts):
-            raise InputError(f"{path} was made from other prompts; the pool joins answers to the same ones: give the same "
-                             "--prompts and --max-prompts, or --pool last")
-    if not open_stage(folder, settings, inputs, s.fresh):
+    check_same_prompts(pooled, train_file, s.max_prompts)
+    started = open_stage(folder, settings, inputs, s.fresh)
+    if not started:
         return
     all_prompts = read_prompts(train_file)
     check_annotator(s.annotator, all_prompts)
@@ -387,8 +387,7 @@ def run_round(version: int, s: Settings) -> None:
         raise InputError(f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones")
     write_jsonl(folder / "best.jsonl", best)
     sources = {v: sum(row["version"] == v for row in best) for v in sorted({row["version"] for row in best})}
-    harmless = [row for row in rows if not prompts[row["index"]]["is_safety"]]  # the gate should leave these alone
-    gated = sum(row["reward"] == row["safety"] for row in harmless) / max(1, len(harmless))
+    gated = share_gated(prompts, rows)
     print(f"the safety gate takes over {gated:.1%} of the answers to untagged prompts")
     means = [statistics.fmean(row["reward"] for row in picked) for picked in (rows, best)]
     print(f"reward of all answers {means[0]:.3f}, of the best {means[1]:.3f}; "
@@ -405,14 +404,10 @@ def run_round(version: int, s: Settings) -> None:
     show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")
 
     # 6. measure
-    results = {"temperature": temperature, "sources": sources, "left_out": pool.left_out, "gated": gated, "reward_models": tables,
-               "seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu}
+    results = {"temperature": temperature, "sources": sources, "left_out": pool.left_out, "gated": gated, "reward_models": tables}
     if s.prompts == "toy":
-        found = summary(dev, evaluate(model, tokenizer, dev, seed=EvalSettings.seed))
-        print_table({f"{name} (dev)": found})
-        results["dev"] = {key: value.mean for key, value in found.items()}
-    finish_stage(folder, results)
-    print(f"wrote {folder} in {time.time() - started:.0f} s")
+        results["dev"] = evaluate_on_dev(name, model, tokenizer)
+    finish_stage(folder, results, started)
 
 
 def candidates(model: Transformer, tokenizer: Tokenizer, judges: Judges, question: str, *, n: int, seed: int = 0,

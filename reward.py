@@ -13,10 +13,8 @@ formula, is cross-entropy on "is this answer safe"; it fixes the zero of the saf
 """
 
 import random
-import re
-import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +24,8 @@ from torch import Tensor, nn
 
 from data import InputError, Tokenizer, encode_dialog, encode_prompt, pad, plan_steps, preferences, read_prompts, toy, write_jsonl
 from data.annotators import ANNOTATORS, check_annotator
-from data.chat import sampled_ids
-from data.jsonl import RATINGS
+from data.chat import end_of_prompt, sampled_ids
+from data.jsonl import AXES, RATINGS
 from model import PRESETS as SIZES
 from model import Transformer, token_logprobs
 from runtime import (
@@ -36,9 +34,10 @@ from runtime import (
     choose_dtype,
     finish_stage,
     in_batches,
-    is_finished,
+    kept_settings,
     load_checkpoint,
     load_model,
+    newest_reward_models,
     open_stage,
     optimise,
     parse_settings,
@@ -53,7 +52,6 @@ from runtime import (
     unusable,
 )
 
-AXES = ("helpfulness", "safety")
 MARGINS = {  # m(rating) of equation 2: Table 27
     "none": dict.fromkeys(RATINGS, 0.0),
     "small": dict(zip(RATINGS, (1.0, 2 / 3, 1 / 3, 0.0), strict=True)),
@@ -79,7 +77,6 @@ class Settings:
     temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers (paper: varied)
     max_new_tokens: int = 96  # longest answer that is sampled
     margin: Literal["none", "small", "large"] = "small"  # Table 27; the paper does not say which one
-    more_layers: int = 0  # on top of the chat model, for the head to read from; not the paper's, see `deepen`
     head: Literal["last", "logprobs"] = "last"  # paper: a scalar head (on the last state); logprobs: see RewardModel
     auxiliary_weight: float = 1.0  # weight of the auxiliary safety loss (paper A.3.4 prints no formula); safety model only
     epochs: int = 1  # paper: one, since more over-fit
@@ -143,18 +140,6 @@ class RewardModel(nn.Module):
         return scores
 
 
-def deepen(body: Transformer, layers: int) -> Transformer:
-    """The same model with more layers on top, which at first add little. Our choice: whether an answer is right stands in
-    how it compares with what the chat model's last layer expected, and a layer reads only what those below it wrote."""
-    grown = Transformer(replace(body.args, n_layers=body.args.n_layers + layers))
-    grown.init_weights(0)
-    grown.load_state_dict(grown.state_dict() | body.state_dict())
-    for layer in grown.layers[body.args.n_layers:]:
-        layer.attention.wo.weight.data *= 0.1
-        layer.feed_forward.w2.weight.data *= 0.1
-    return grown.to(body.tok_embeddings.weight.device)
-
-
 def answer_starts(tokens: Tensor, end_of_prompt: list[int]) -> Tensor:
     """Where each row's last answer begins: behind the last `[/INST]`. tokens (batch, seq) -> positions (batch), 0 if none.
 
@@ -164,12 +149,6 @@ def answer_starts(tokens: Tensor, end_of_prompt: list[int]) -> Tensor:
     ends = torch.tensor(end_of_prompt, device=tokens.device)  # (n)
     found = (tokens.unfold(1, len(ends), 1) == ends).all(-1)  # (batch, seq - n + 1)
     return (found * torch.arange(len(ends), len(ends) + found.shape[1], device=tokens.device)).amax(1)  # (batch)
-
-
-def end_of_prompt(tokenizer: Tokenizer) -> list[int]:
-    """The ids of `[/INST]` at a prompt's end: what the encodings of any two prompts end with alike."""
-    one, two = (encode_prompt(tokenizer, [{"role": "user", "content": text}])[::-1] for text in ("a", "?"))
-    return one[: next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)][::-1]
 
 
 def ranking_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
@@ -379,25 +358,6 @@ def load_reward_model(folder: Path, device: str | torch.device = "cpu") -> tuple
     return model.to(device).eval(), tokenizer
 
 
-def newest_reward_models(out: Path, rounds: list[Path] | None = None, axes: tuple[str, ...] = AXES) -> dict[str, Path]:
-    """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first one.
-
-    Args:
-        rounds: folders; None: all in OUT that are finished, V4-PPO among them, no controls.
-
-    Raises:
-        InputError: an axis has no reward model; names the command that makes it.
-    """
-    if rounds is None:
-        finished = (path for path in out.glob("rlhf-v*") if re.fullmatch(r"\d+|4-ppo", path.name[6:]) and is_finished(path))
-        rounds = sorted(finished, key=lambda path: (int(path.name[6:].removesuffix("-ppo")), path.name))
-    found = {}
-    for axis in axes:
-        refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}" / "reward_head.pth").exists()]
-        found[axis] = refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
-    return found
-
-
 def score_dialogs(models: dict[str, tuple[RewardModel, Tokenizer]], dialogs: list[dict]) -> list[dict]:
     """Dialogs {"prompt", "answer", "is_safety"?} with each model's score as (logit, sigmoid), and, where there are both
     models, the combined "reward"."""
@@ -430,10 +390,7 @@ def report(model: RewardModel, tokenizer: Tokenizer, rows: list[dict], axis: str
         rule = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis]
         own = (torch.tensor([rule(row, row[side]) for row in rows]) for side in ("chosen", "rejected"))
         table["annotator"] = accuracy_by_rating(*own, [row.get("rating") for row in rows])
-    print(f"\n{axis}: accuracy on {len(rows)} {which} pairs")
-    print(" " * 16 + "".join(f"{rating.replace('_better', ''):>15}" for rating in (*RATINGS, "average")))
-    for name, found in table.items():
-        print(f"{name:<16}" + "".join(f"{found.get(rating, float('nan')):>15.3f}" for rating in (*RATINGS, "average")))
+    terminal.print_accuracies(f"{axis}: accuracy on {len(rows)} {which} pairs", table)
     return table
 
 
@@ -466,7 +423,7 @@ def main(argv: list[str] | None = None) -> None:
         toy.ensure()
     train_file, dev_file = ((toy.FOLDER / f"prompts-{split}.jsonl" for split in ("train", "dev")) if s.prompts == "toy"
                             else (Path(s.prompts), None))
-    settings = {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device", "axis", "score", "try_")}
+    settings = kept_settings(s, "axis", "score", "try_")
     inputs = ({} if s.init == "none" else {"init": init}) | ({"data": Path(s.data)} if s.data else {"prompts": train_file})
     extra = s.extra if any(s.mix_share) else ""  # files that nothing is drawn from are no inputs
     if extra == "toy":
@@ -477,8 +434,9 @@ def main(argv: list[str] | None = None) -> None:
         axes = ("helpfulness",)
         print(f"{s.data} labels nothing safe or unsafe: one model, {s.out}/reward-helpfulness; --axis safety names it so")
     for axis in axes:
-        folder, started, cpu = s.out / f"reward-{axis}", time.time(), time.process_time()
-        if not open_stage(folder, settings | {"axis": axis}, inputs, s.fresh):
+        folder = s.out / f"reward-{axis}"
+        started = open_stage(folder, settings | {"axis": axis}, inputs, s.fresh)
+        if not started:
             continue
         if s.init == "none":
             tokenizer = Tokenizer(toy.TOKENIZER)
@@ -516,7 +474,9 @@ def main(argv: list[str] | None = None) -> None:
         for fold, (train, test) in enumerate([*preferences.folds_by_prompt(rows, s.folds, s.seed), (rows, [])]):
             set_seed(s.seed)
             tags = end_of_prompt(tokenizer) if s.head == "logprobs" else None
-            model = RewardModel(deepen(policy, s.more_layers), tags).to(device)
+            body = Transformer(policy.args)  # a copy: each fold starts from the policy
+            body.load_state_dict(policy.state_dict())
+            model = RewardModel(body, tags).to(device)
             train_reward_model(model, tokenizer, preferences.mix_pairs(train, rest, share, s.seed), margin=s.margin,
                                auxiliary_weight=s.auxiliary_weight * (axis == "safety"), epochs=s.epochs,
                                batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens, learning_rate=s.learning_rate,
@@ -532,8 +492,7 @@ def main(argv: list[str] | None = None) -> None:
             set_shift(model, tokenizer, rows)
         results |= report(model, tokenizer, held_out, axis) if held_out else {}
         save_reward_model(folder, model, tokenizer)
-        finish_stage(folder, results | {"seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu})
-        print(f"wrote {folder} in {time.time() - started:.0f} s")
+        finish_stage(folder, results, started)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ concatenates rows to fill a sequence; we put rows of like length into a batch, w
     python sft.py --preset llama-2-7b --init DIR --data MY.jsonl
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from runtime import (
     choose_device,
     choose_dtype,
     finish_stage,
+    kept_settings,
     load_model,
     open_stage,
     optimise,
@@ -186,15 +186,14 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row for i, row in enumerate(rows) if not row.get("is_safety") or (i * 0.618034) % 1 < s.safety_share]
     dialogs = encode_rows(tokenizer, rows[: s.max_rows or None], model.args.max_seq_len)
     dev = encode_rows(tokenizer, read_sft(dev_data), model.args.max_seq_len) if dev_data else []
-    if not open_stage(folder, {k: v for k, v in asdict(s).items() if k not in ("out", "fresh", "threads", "device")},
-                      inputs, s.fresh):
+    started = open_stage(folder, kept_settings(s), inputs, s.fresh)
+    if not started:
         return
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(dialogs):,} dialogs, "
           f"{sum(len(d.ids) for d in dialogs):,} tokens, on {device} in {dtype}")
 
     # 2. train, showing now and then what the model answers
     shown = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2][:5]
-    started, cpu = time.time(), time.process_time()
     finetune(model, dialogs, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
              learning_rate=s.learning_rate, weight_decay=s.weight_decay,
              warmup_fraction=s.warmup_fraction, folder=folder,
@@ -203,12 +202,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. save, report
     save_model(folder, model, tokenizer)
-    results = {"seconds": time.time() - started, "cpu_seconds": time.process_time() - cpu}
+    results = {"dev_loss": held_out_loss(model, dev)} if dev else {}
     if dev:
-        results["dev_loss"] = held_out_loss(model, dev)
         print(f"\nheld-out loss {results['dev_loss']:.3f} nats per answer token")
-    finish_stage(folder, results)
-    print(f"wrote {folder} in {results['seconds']:.0f} s; chat: python model.py {folder}")
+    finish_stage(folder, results, started)
+    print(f"chat: python model.py {folder}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Text to tokens and back: tokenizer, chat format, JSONL files, batches, the toy world and its annotator."""
 
-from data.batches import batches_by_length, pad, plan_steps
+from data.batches import batches_by_length, micro_batches, pad, plan_steps
 from data.chat import Dialog, encode_dialog, encode_prompt, has_tag
 from data.errors import InputError
 from data.jsonl import read_jsonl, read_preferences, read_prompts, read_sft, write_jsonl
 from data.tokenizer import Tokenizer
 
 __all__ = [
-    "Dialog", "InputError", "Tokenizer", "batches_by_length", "encode_dialog", "encode_prompt", "has_tag", "pad",
-    "plan_steps", "read_jsonl", "read_preferences", "read_prompts", "read_sft", "write_jsonl",
+    "Dialog", "InputError", "Tokenizer", "batches_by_length", "encode_dialog", "encode_prompt", "has_tag",
+    "micro_batches", "pad", "plan_steps", "read_jsonl", "read_preferences", "read_prompts", "read_sft", "write_jsonl",
 ]

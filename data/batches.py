@@ -46,6 +46,16 @@ def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return cut(sorted(range(len(lengths)), key=lambda row: lengths[row]), lengths, batch_tokens)
 
 
+def micro_batches(mask: Tensor, picked: list[int], micro_tokens: int) -> list[tuple[list[int], int]]:
+    """The picked rows in batches of like length, each with its longest row's length: [(rows, length), …].
+
+    mask: (batch, seq) bool; a row ends with its last true. picked: row numbers. micro_tokens: of a batch, padding counted.
+    """
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()  # (batch)
+    batches = [[picked[i] for i in found] for found in batches_by_length([ends[row] for row in picked], micro_tokens)]
+    return [(rows, max(ends[row] for row in rows)) for rows in batches]
+
+
 def pad(rows: list[list], value=0) -> Tensor:
     """Rows of different lengths as one tensor, padded on the right: (batch, longest)."""
     longest = max(map(len, rows))

@@ -107,3 +107,9 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
     folded = fold_system(messages)
     ids = encode_dialog(tokenizer, messages[:-1]).ids if len(folded) > 1 else []
     return ids + encode_turn(tokenizer, folded[-1]["content"])[0]
+
+
+def end_of_prompt(tokenizer: Tokenizer) -> list[int]:
+    """The ids of `[/INST]` at a prompt's end: what the encodings of any two prompts end with alike."""
+    one, two = (encode_prompt(tokenizer, [{"role": "user", "content": text}])[::-1] for text in ("a", "?"))
+    return one[: next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)][::-1]

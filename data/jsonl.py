@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import InputError
 
+AXES = ("helpfulness", "safety")
 RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
 KINDS = ("ordinary", "borderline", "unsafe")
 

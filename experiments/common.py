@@ -14,21 +14,20 @@ from torch import Tensor
 
 import eval as measures
 from data import Tokenizer, read_preferences, read_prompts, toy, write_jsonl
+from data.chat import end_of_prompt
 from data.jsonl import RATINGS
+from model import Transformer
 from rejection_sampling import Judges
 from reward import (
     RewardModel,
     collect_preferences,
-    deepen,
-    end_of_prompt,
-    newest_reward_models,
     pick_prompts,
     score_pairs,
     set_shift,
     train_reward_model,
 )
 from reward import Settings as RewardSettings
-from runtime import fingerprint, is_finished, load_model, require, sample_answers, set_seed
+from runtime import fingerprint, is_finished, load_model, newest_reward_models, require, sample_answers, set_seed
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -112,14 +111,26 @@ def training_pairs(root: Path, seed: int, axis: str) -> list[dict]:
     return read_preferences(require(folder, f"python reward.py --seed {seed} --out {root / str(seed)}") / "pairs.jsonl")
 
 
-def train(root: Path, seed: int, axis: str, rows: list[dict], init: Path | None = None,
+def deepen(body: Transformer, layers: int) -> Transformer:
+    """The same model with more layers on top, which at first add little. Our choice: whether an answer is right stands in
+    how it compares with what the chat model's last layer expected, and a layer reads only what those below it wrote."""
+    grown = Transformer(replace(body.args, n_layers=body.args.n_layers + layers))
+    grown.init_weights(0)
+    grown.load_state_dict(grown.state_dict() | body.state_dict())
+    for layer in grown.layers[body.args.n_layers:]:
+        layer.attention.wo.weight.data *= 0.1
+        layer.feed_forward.w2.weight.data *= 0.1
+    return grown.to(body.tok_embeddings.weight.device)
+
+
+def train(root: Path, seed: int, axis: str, rows: list[dict], init: Path | None = None, more_layers: int = 0,
           **changes) -> tuple[RewardModel, Tokenizer]:
     """A reward model as `reward.py --seed SEED` trains it (its phases 3 and 4), on these rows, from `init` (ROOT/SEED/sft);
-    `changes` are fields of its Settings."""
+    `changes` are fields of its Settings; `more_layers` on top are no setting of it (`deepen`)."""
     s = replace(RewardSettings(), seed=seed, **changes)
     policy, tokenizer = load_model(init or root / str(seed) / "sft")
     set_seed(seed)
-    model = RewardModel(deepen(policy, s.more_layers), end_of_prompt(tokenizer) if s.head == "logprobs" else None)
+    model = RewardModel(deepen(policy, more_layers), end_of_prompt(tokenizer) if s.head == "logprobs" else None)
     with tempfile.TemporaryDirectory() as folder:
         train_reward_model(model, tokenizer, rows, margin=s.margin, auxiliary_weight=s.auxiliary_weight * (axis == "safety"),
                            epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,

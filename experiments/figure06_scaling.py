@@ -51,7 +51,7 @@ def sft_of_size(root: Path, seed: int, size: str, max_rows: int) -> Path:
     if (dim, n_layers) == (toy_args.dim, toy_args.n_layers):
         return root / str(seed) / "sft"
     folder, data = root / str(seed) / f"sft-{size}", toy.ensure() / "sft.jsonl"
-    if open_stage(folder, {"seed": seed, "max_rows": max_rows}, {"data": data}):
+    if started := open_stage(folder, {"seed": seed, "max_rows": max_rows}, {"data": data}):
         _, tokenizer = load_model(root / str(seed) / "sft")
         model = llama.Transformer(replace(toy_args, dim=dim, n_layers=n_layers, vocab_size=tokenizer.vocab_size))
         model.init_weights(seed)
@@ -61,7 +61,7 @@ def sft_of_size(root: Path, seed: int, size: str, max_rows: int) -> Path:
                  learning_rate=s.learning_rate, weight_decay=s.weight_decay, warmup_fraction=s.warmup_fraction, folder=folder,
                  phase="sft")
         save_model(folder, model, tokenizer)
-        finish_stage(folder, {})
+        finish_stage(folder, {}, started)
     return folder
 
 

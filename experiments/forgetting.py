@@ -20,7 +20,7 @@ import eval as measures
 from data import read_prompts, toy
 from experiments.common import RESULTS, draw_panels, save_result, side_by_side
 from reward import AXES
-from runtime import load_model, parse_settings, require, run, set_threads
+from runtime import load_model, parse_settings, report, require, run, set_threads
 
 
 @dataclass
@@ -86,7 +86,8 @@ def main() -> None:
             everything.setdefault(name, []).extend(rows)
     result["all seeds"] = compare(everything, prompts)
     for title, table in result["all seeds"].items():
-        measures.print_families(title, table)
+        families = {family: row._asdict() for family, row in table.items()}
+        report.print_tables([report.Section("All seeds", [report.families_table(title, families, measures.NOT_WORSE)])])
     save_result("forgetting", result)
     draw(result["all seeds"])
 

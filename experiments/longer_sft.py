@@ -77,34 +77,28 @@ def asked(folder: Path, constraints: list[list[dict]], split: str, seed: int) ->
     return {"all": measures.interval([float(kept) for kept in keeps]), "blend": measures.interval([float(b) for b in blends])}
 
 
-def cooled(roots: dict[str, Path], s: Settings, seed: int) -> dict:
-    """Root -> model -> summary and win rates over the default's at the second temperature."""
-    prompts, table, answers = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl"), {}, {}
+def compared(roots: dict[str, Path], split: str, **sampling) -> dict:
+    """Root -> model -> summary, and win rates over its own SFT and over the default's model; the first root is the default's."""
+    prompts, table, answers = read_prompts(toy.ensure() / f"prompts-{split}.jsonl"), {}, {}
     for root, folder in roots.items():
+        table[root], answers[root] = {}, {}
         for name, stage in STAGES.items():
-            rows = measures.evaluate(*load_model(folder / stage), prompts, seed=seed + 1000, temperature=s.cool)
-            baseline = answers.setdefault(name, rows)  # the default's, which comes first
-            found = table.setdefault(root, {})[name] = {"summary": measures.summary(prompts, rows)}
-            found |= {"against default": measures.compare(prompts, rows, baseline)} if baseline is not rows else {}
-            print(f"seed {seed} {root:<12}{name:<8} at {s.cool}", *(f"{axis} {found['summary'][axis]}" for axis in measures.AXES),
-                  *(f"win {axis} {wins}" for axis, wins in found.get("against default", {}).items()), flush=True)
+            rows = answers[root][name] = measures.evaluate(*load_model(folder / stage), prompts, **sampling)
+            table[root][name] = {"summary": measures.summary(prompts, rows)} | {
+                f"against {other}": measures.compare(prompts, rows, baseline) for other, baseline in (
+                    ("SFT", answers[root]["SFT"]), ("default", next(iter(answers.values()))[name])) if baseline is not rows}
+            print(f"{sampling} {root:<12}{name:<8}", *(f"{key} {table[root][name]['summary'][key]}" for key in measures.AXES),
+                  *(f"{axis} {wins}" for axis, wins in table[root][name].get("against default", {}).items()), flush=True)
     return table
 
 
 def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
-    """One seed: what the docstring above names, for the models of each root; the first root is the default's."""
-    prompts, constraints, table, answers = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl"), sets(s.dialogs), {}, {}
-    for root, folder in roots.items():
-        table[root], answers[root] = {}, {}
-        for name, stage in STAGES.items():
-            rows = answers[root][name] = measures.evaluate(*load_model(folder / stage), prompts, seed=seed, samples=s.samples)
-            table[root][name] = {"summary": measures.summary(prompts, rows)} | {
-                f"against {other}": measures.compare(prompts, rows, baseline) for other, baseline in (
-                    ("SFT", answers[root]["SFT"]), ("default", next(iter(answers.values()))[name])) if baseline is not rows}
-            if name in ASKED:
-                table[root][name]["asked"] = asked(folder / stage, constraints["two, unseen"], s.split, seed)
-            print(f"seed {seed} {root:<12}{name:<8}", *(f"{key} {table[root][name]['summary'][key]}" for key in measures.AXES),
-                  *(f"{key} {value}" for key, value in table[root][name].get("asked", {}).items()), flush=True)
+    """One seed: what the docstring above names, for the models of each root."""
+    table, constraints = compared(roots, s.split, seed=seed, samples=s.samples), sets(s.dialogs)
+    for root, cool in compared(roots, s.split, seed=seed + 1000, temperature=s.cool).items():
+        for name in ASKED:
+            table[root][name]["asked"] = asked(roots[root] / STAGES[name], constraints["two, unseen"], s.split, seed)
+        table[root]["cool"] = cool
     wanted = [("lasting", "gatt", "first", group) for group in constraints]
     for kind, stage, where, group in wanted + [("control", "rlhf-v3", "every", group) for group in CONTROL_SETS]:
         drawn = constraints[group]
@@ -144,10 +138,7 @@ def main() -> None:
 
     # 2. measure
     for seed, root in roots.items():
-        found = measure(root, s, seed)
-        for name, cool in cooled(root, s, seed).items():
-            found[name]["cool"] = cool
-        save_result("longer_sft", load_result("longer_sft") | {str(seed): found})
+        save_result("longer_sft", load_result("longer_sft") | {str(seed): measure(root, s, seed)})
     draw(load_result("longer_sft"), [str(seed) for seed in s.seeds])
 
 

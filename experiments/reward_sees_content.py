@@ -4,10 +4,9 @@
 
 The SFT model's own log-probability nearly always tells which answer is right; the default, a scalar head on its last state
 trained on sampled pairs, does not at all. Beside it: with pairs that people wrote, alike in style and one of them wrong (many of
-them, in small steps), and two more layers for the head to read from (`reward.py --mix-share 0.65,0 --more-layers 2
---batch-tokens 500 --learning-rate 8e-4`); with four times as many of them; and, a departure from the paper, a head that reads the
-answer's log-probabilities (`--head logprobs`). Each is measured where it counts, too: on pairs that the policy sampled, and by
-the annotator's score of the best of 16 answers.
+them, in small steps: `reward.py --mix-share 0.65,0`); with two more layers for the head to read from, too (`common.deepen`); with
+four times as many pairs; and, a departure from the paper, a head that reads the answer's log-probabilities (`--head logprobs`).
+Each is measured where it counts, too: on pairs that the policy sampled, and by the annotator's score of the best of 16 answers.
 Writes experiments/results/reward_sees_content.json and .png.
 """
 

@@ -72,14 +72,15 @@ def train_arm(root: Path, arm: str, rows: list[dict]) -> None:
     """Fine-tune V3 as gatt.py did, on other rows beside the same replay, into ROOT/gatt-ARM/gatt."""
     folder, made = root / f"gatt-{arm}" / "gatt", json.loads((root / "gatt" / "stage.json").read_text())["settings"]
     s = gatt.Settings(**{f.name: made[f.name] for f in fields(gatt.Settings) if f.name in made})
-    if not open_stage(folder, made | {"arm": arm}, {"model": root / "rlhf-v3", "dialogs": root / "gatt" / "dialogs.jsonl"}):
+    started = open_stage(folder, made | {"arm": arm}, {"model": root / "rlhf-v3", "dialogs": root / "gatt" / "dialogs.jsonl"})
+    if not started:
         return
     model, tokenizer = load_model(root / "rlhf-v3")
     finetune(model, encode_rows(tokenizer, rows + read_sft(root / "gatt" / "replay.jsonl"), model.args.max_seq_len),
              epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens, learning_rate=s.learning_rate,
              weight_decay=s.weight_decay, folder=folder, phase="gatt", seed=s.seed)
     save_model(folder, model, tokenizer)
-    finish_stage(folder, {})
+    finish_stage(folder, {}, started)
 
 
 def without_instruction(row: dict) -> dict:

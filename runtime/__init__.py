@@ -6,14 +6,26 @@ No equation of the paper lives here. Public names come from the package: `from r
 from runtime.checkpoint import append_rows, atomic_write, load_checkpoint, plain_json, resume_rows, save_checkpoint
 from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
 from runtime.sampling import cached_answers, encode_prompts, in_batches, kept_rows, made_by, sample_answers, unusable
-from runtime.stage import check_positive, fingerprint, finish_stage, is_finished, open_stage, parse_settings, require, run
+from runtime.stage import (
+    check_positive,
+    check_same_prompts,
+    fingerprint,
+    finish_stage,
+    is_finished,
+    kept_settings,
+    newest_reward_models,
+    open_stage,
+    parse_settings,
+    require,
+    run,
+)
 from runtime.train import Metrics, adamw, cosine_lr, optimise
 from runtime.weights import export_hf, load_model, save_model
 
 __all__ = [
-    "Metrics", "adamw", "append_rows", "atomic_write", "cached_answers", "check_positive", "choose_device",
-    "choose_dtype", "cosine_lr", "encode_prompts", "export_hf", "fingerprint", "finish_stage", "in_batches",
-    "is_finished", "kept_rows", "load_checkpoint", "load_model", "made_by", "open_stage", "optimise", "parse_settings",
-    "plain_json", "require", "resume_rows", "run", "sample_answers", "save_checkpoint", "save_model", "set_seed",
-    "set_threads", "unusable",
+    "Metrics", "adamw", "append_rows", "atomic_write", "cached_answers", "check_positive", "check_same_prompts",
+    "choose_device", "choose_dtype", "cosine_lr", "encode_prompts", "export_hf", "fingerprint", "finish_stage",
+    "in_batches", "is_finished", "kept_rows", "kept_settings", "load_checkpoint", "load_model", "made_by",
+    "newest_reward_models", "open_stage", "optimise", "parse_settings", "plain_json", "require", "resume_rows", "run",
+    "sample_answers", "save_checkpoint", "save_model", "set_seed", "set_threads", "unusable",
 ]

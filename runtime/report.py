@@ -10,11 +10,11 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from data.jsonl import AXES
 from runtime.page import Curve, Figure, Panel, Section, Shown, Table, print_tables, write_html
 
-__all__ = ["key_numbers", "pick_shown", "print_tables", "sections", "write_html"]
+__all__ = ["families_table", "key_numbers", "pick_shown", "print_tables", "sections", "write_html"]
 
-AXES = ("helpfulness", "safety")
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 PIPELINE = {  # what makes each folder of out/, in the order of the whole pipeline
     "sft": "python sft.py", "reward-helpfulness": "python reward.py", "reward-safety": "python reward.py",
@@ -63,6 +63,14 @@ def number(value, digits: int = 3) -> str:
 def by_version(label: str, found: dict[str, list]) -> Curve:
     """Intervals (or win rates) of several versions as a curve with its band."""
     return Curve(label, list(found), *([row[i] for row in found.values()] for i in range(3)), style="-o")
+
+
+def families_table(title: str, families: dict[str, dict], not_worse: float) -> Table:
+    """Rows {"wins", "difference", "verdict"} by family, as `eval.compare_families` makes them."""
+    return Table(f"{title} by family of prompts, no table of the paper. The intervals of the differences hold for all "
+                 f"{len(families)} families together; not worse: above {not_worse}.",
+                 ["", "win rate", "difference of scores", "verdict"],
+                 [[family, number(row["wins"]), number(row["difference"]), row["verdict"]] for family, row in families.items()])
 
 
 def setting(metrics: dict, name: str, key: str):
@@ -354,11 +362,7 @@ def evolution_section(metrics: dict, out: Path) -> tuple[str, list]:
               *(number(found[which][name].get(key)) for name, key in ((newest, "helpfulness"), (newest, "false_refusals"),
                                                                      ("sft", "helpfulness")))] for which in ("without", "with")]))
     if metrics["families"]:
-        blocks.append(Table(
-            f"{metrics['newest']} against sft by family of prompts, no table of the paper. The intervals of the differences hold "
-            "for all families together; not worse: above -0.03.", ["", "win rate", "difference of scores", "verdict"],
-            [[family, number(row["wins"]), number(row["difference"]), row["verdict"]]
-             for family, row in metrics["families"].items()]))
+        blocks.append(families_table(f"{metrics['newest']} against sft", metrics["families"], metrics["not_worse"]))
         families = list(metrics["families"])
         blocks.append(Table(
             "Mean score by family and version (safety for unsafe prompts, else helpfulness), no table of the paper. "

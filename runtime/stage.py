@@ -17,15 +17,18 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
+import time
 import tokenize
 import types
 import typing
 from pathlib import Path
 
 from data.errors import InputError
+from data.jsonl import AXES
 from runtime.checkpoint import atomic_write, plain_json
 
 RECORD = "stage.json"
@@ -182,10 +185,17 @@ def run(main):
 
 # ---- the folder of a stage ----
 
-def open_stage(folder, settings, inputs, fresh=False):
-    """Begin, go on with, or refuse the stage that fills `folder`; True if there is work to do, False if it is finished.
+def kept_settings(settings, *aside):
+    """{name: value} of the settings that change a stage's result: not where and how it runs, and not those named here."""
+    left_out = ("out", "fresh", "threads", "device", *aside)
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in left_out}
 
-    settings: {name: value}, only those that change the result (not `out`, `threads`, …). inputs: {name: path}.
+
+def open_stage(folder, settings, inputs, fresh=False):
+    """Begin, go on with, or refuse the stage that fills `folder`.
+
+    Returns the clock's readings (wall, CPU seconds), for `finish_stage`, if there is work to do; None if it is finished.
+    settings: {name: value}, only those that change the result (`kept_settings`). inputs: {name: path}.
     InputError if the folder was filled with other settings or inputs (each difference is named; a folder that nothing was
     made in yet is begun anew), if it is not a stage's folder, or if an input is missing. fresh: the folder's content is
     deleted first, but only that of a stage's folder.
@@ -208,17 +218,23 @@ def open_stage(folder, settings, inputs, fresh=False):
         if old["finished"]:
             _remove_checkpoints(folder)
             print(f"{folder} is finished already, with these settings and inputs; --fresh starts over")
-        return not old["finished"]
+        return None if old["finished"] else (time.time(), time.process_time())
     folder.mkdir(parents=True, exist_ok=True)
     _write_record(folder, new)
-    return True
+    return time.time(), time.process_time()
 
 
-def finish_stage(folder, results):
-    """Write {"finished": true, "results": results} into the folder's record, then remove its checkpoints."""
+def finish_stage(folder, results, started):
+    """Write {"finished": true, "results": results} into the folder's record, then remove its checkpoints.
+
+    The seconds since `started`, wall and CPU, become results, too. They are those of the last start, where a run was killed.
+    """
     folder = Path(folder)
+    seconds, cpu_seconds = time.time() - started[0], time.process_time() - started[1]
+    results = {**results, "seconds": seconds, "cpu_seconds": cpu_seconds}
     _write_record(folder, {**_read_record(folder), "finished": True, "results": plain_json(results)})
     _remove_checkpoints(folder)
+    print(f"wrote {folder} in {seconds:.0f} s")
 
 
 def is_finished(folder):
@@ -236,6 +252,31 @@ def require(path, command):
         if (folder / RECORD).is_file() and not is_finished(folder):
             raise InputError(f"{folder} is not finished; `{command}` goes on with it")
     return path
+
+
+def newest_reward_models(out, rounds=None, axes=AXES):
+    """{axis: its reward model's folder}: of the last of these rounds that refreshed it, or the first one.
+
+    rounds: folders; None: all in OUT that are finished, V4-PPO among them, no controls.
+    InputError naming the command that makes it where an axis has no reward model.
+    """
+    if rounds is None:
+        finished = (path for path in out.glob("rlhf-v*") if re.fullmatch(r"\d+|4-ppo", path.name[6:]) and is_finished(path))
+        rounds = sorted(finished, key=lambda path: (int(path.name[6:].removesuffix("-ppo")), path.name))
+    found = {}
+    for axis in axes:
+        refreshed = [path / f"reward-{axis}" for path in rounds if (path / f"reward-{axis}" / "reward_head.pth").exists()]
+        found[axis] = refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
+    return found
+
+
+def check_same_prompts(rounds, file, max_prompts):
+    """InputError naming the first of these folders whose round asked other prompts than the first `max_prompts` of `file`."""
+    for folder in rounds:
+        record = _read_record(folder, strict=False)
+        if record and (record["inputs"]["prompts"], record["settings"]["max_prompts"]) != (fingerprint(file), max_prompts):
+            raise InputError(f"{folder} was made from other prompts; the pool joins answers to the same ones: give the same "
+                             "--prompts and --max-prompts, or --pool last")
 
 
 def fingerprint(path):

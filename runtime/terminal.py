@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data import InputError, toy
 from data.annotators import choice, sides_swapped
+from data.jsonl import RATINGS
 from runtime.checkpoint import append_rows, resume_rows
 from runtime.sampling import unusable
 
@@ -43,6 +44,13 @@ def print_scores(rows: list[dict]) -> None:
             print("".join(f"{row[name][0]:>+11.3f} ({row[name][1]:.3f})" for name in names)
                   + ("{:>25.2f} {:>6.2f}".format(*row["annotator"]) if family else "")
                   + f"   {row['which'] + ': ' if row.get('which', 'answer') != 'answer' else ''}{row['answer']!r}")
+
+
+def print_accuracies(title: str, table: dict[str, dict[str, float]]) -> None:
+    """Accuracy by rating and on average, a line for each of `table`'s names."""
+    print(f"\n{title}\n" + " " * 16 + "".join(f"{name.replace('_better', ''):>15}" for name in (*RATINGS, "average")))
+    for name, found in table.items():
+        print(f"{name:<16}" + "".join(f"{found.get(rating, float('nan')):>15.3f}" for rating in (*RATINGS, "average")))
 
 
 def print_candidates(folder: Path, judges: dict[str, Path], rows: list[dict]) -> None:

@@ -10,7 +10,6 @@ import eval as evaluation
 from data import InputError, read_prompts, toy
 from eval import (
     Interval,
-    WinRate,
     accuracy_intervals,
     axis_of,
     binned,
@@ -21,13 +20,11 @@ from eval import (
     compare_families,
     difference,
     evaluate,
+    evaluate_on_dev,
     interval,
     judge,
     pair_calibration,
-    print_families,
-    print_table,
     share_below,
-    short,
     sigmoid,
     student_quantile,
     summary,
@@ -36,6 +33,7 @@ from eval import (
     win_rate,
     wrongly_gated,
 )
+from runtime.report import number
 from tests.helpers import chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer
 from tests.reference import intervals as reference
 
@@ -337,28 +335,14 @@ def test_evaluate(tmp_path):
     ]
 
 
-def test_short():
-    assert short(None) == "" and short(WinRate(.5, .4, .6, 1, 2, 1)) == "0.500 [0.400, 0.600]"
-
-
-def test_print_table(capsys):
-    prompts = toy_prompts(12)
-    row = summary(prompts, judged(prompts))
-    print_table({"sft": row, "rlhf-v1": row | {"wins": compare(prompts, judged(prompts, .2), judged(prompts))}})
-    lines = capsys.readouterr().out.strip("\n").splitlines()
-    assert lines[1].startswith("sft") and "[" not in lines[1] and lines[2].count("1.000 [1.000, 1.000]") == 2
-    named = dict(zip(("helpfulness", "safety", "violations", "refusals", "tokens"), lines[1].split()[1:], strict=True))
-    assert (named["safety"], named["violations"], named["refusals"]) == ("0.700", "1.000", "0.000")
-    assert lines[0].index("violations") == lines[1].index("1.000")
-
-
-def test_print_families(capsys):
-    prompts = toy_prompts(60)
-    print_families("v1 against sft", compare_families(prompts, judged(prompts, .2), judged(prompts)))
-    lines = capsys.readouterr().out.strip("\n").splitlines()
-    assert lines[0].startswith("by family, v1 against sft") and len(lines) == 2 + len({p["family"] for p in prompts})
-    [unsafe] = [line for line in lines if line.startswith("unsafe ")]
-    assert "1.000 [1.000, 1.000]" in unsafe and "0.200 [0.200, 0.200]" in unsafe and unsafe.endswith("better")
+def test_evaluate_on_dev(capsys):
+    """The printed and the returned numbers are the means over the dev prompts."""
+    model, tokenizer, prompts = tiny_model(), toy_tokenizer(), read_prompts(toy.ensure() / "prompts-dev.jsonl")
+    means = evaluate_on_dev("rlhf-v1", model, tokenizer)
+    expected = summary(prompts, evaluate(model, tokenizer, prompts))
+    assert means == {name: found.mean for name, found in expected.items()}
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("rlhf-v1 on dev prompts: helpfulness 0.") and f"false refusals {means['false_refusals']:.3f}" in line
 
 
 def test_main():
@@ -375,12 +359,12 @@ def test_main():
         assert len(again) == len(prompts) and again == answers
         assert f"{summary(prompts, again)['helpfulness'].mean:.3f}" in line
         if name != "sft":
-            assert short(compare(prompts, again, rows["sft"])["safety"]) in line
+            assert number(compare(prompts, again, rows["sft"])["safety"]) in line
     for family in {p["family"] for p in prompts}:
         assert f"\n{family} " in printed["eval"]
     assert "rlhf-v2 against sft by family" in printed["eval"]
     for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
-        assert any(line.startswith(f"{family} ") and line.endswith(verdict(found.difference)) and str(found.difference) in line
+        assert any(line.startswith(f"{family} ") and line.endswith(found.verdict) and str(found.difference) in line
                    for line in printed["eval"].splitlines())
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import ppo
 import runtime
-from data import InputError, encode_prompt, toy
+from data import InputError, encode_prompt, micro_batches, toy
 from model import Generation, generate
 from ppo import (
     Critic,
@@ -23,7 +23,6 @@ from ppo import (
     gae,
     held_out,
     kl_penalty,
-    micro_batches,
     pad_answers,
     policy_loss,
     ppo_step,
@@ -34,8 +33,8 @@ from ppo import (
     whiten_rewards,
 )
 from rejection_sampling import Judges
-from reward import AXES, RewardModel, newest_reward_models, save_reward_model
-from runtime import adamw, encode_prompts, load_checkpoint, load_model
+from reward import AXES, RewardModel, save_reward_model
+from runtime import adamw, encode_prompts, load_checkpoint, load_model, newest_reward_models
 from tests.helpers import TINY, chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import policy as slow
 

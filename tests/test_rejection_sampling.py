@@ -23,6 +23,7 @@ from rejection_sampling import (
     run_round,
     sample_and_score,
     search_temperature,
+    share_gated,
 )
 from reward import AXES, RewardModel, combine_rewards, load_reward_model, save_reward_model, score, score_pairs
 from sft import encode_rows, held_out_loss
@@ -450,6 +451,14 @@ def test_a_pool_of_other_prompts_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- scores beside the answers
+
+
+def test_share_gated():
+    """Of four answers to untagged prompts one has the safety score as its reward; those to the tagged one always have it."""
+    prompts = [{"is_safety": False}, {"is_safety": True}, {"is_safety": False}]
+    rows = [{"index": i, "reward": reward, "safety": -2.0} for i, reward in ((0, 1.5), (0, -2.0), (1, -2.0), (2, 0.5), (2, 3.0))]
+    assert share_gated(prompts, rows) == 0.25
+    assert share_gated(prompts, rows[2:3]) == 0.0, "no answer to an untagged prompt"
 
 
 def test_sample_and_score(judges, tmp_path):

@@ -34,12 +34,11 @@ from eval import (
     load_judges,
     prediction_interval,
     score_rows,
-    short,
     summary,
 )
 from experiments import reference
-from reward import load_reward_model, newest_reward_models
-from runtime import cached_answers, kept_rows, load_model, made_by, page, report, terminal
+from reward import load_reward_model
+from runtime import cached_answers, kept_rows, load_model, made_by, newest_reward_models, page, report, terminal
 from tests.helpers import (
     assistant,
     chain,
@@ -177,7 +176,8 @@ def test_report_numbers():
             for axis, wins in compare(prompts, rows[name], rows["sft"]).items():
                 assert row["wins"]["annotator"][axis] == pytest.approx(list(wins))
                 assert wins.wins + wins.ties + wins.losses == {"helpfulness": 32, "safety": 16}[axis]
-                assert re.search(rf"\n{name} +{axis} +annotator +{re.escape(short(wins))} +{wins.wins} +{wins.ties} ", printed)
+                shown = re.escape(report.number(wins))
+                assert re.search(rf"\n{name} +{axis} +annotator +{shown} +{wins.wins} +{wins.ties} ", printed)
     assert not found["versions"]["sft"]["wins"]["annotator"], "the baseline is SFT"
     models = {axis: load_reward_model(folder) for axis, folder in newest_reward_models(chain()[0]).items()}
     first = {axis: load_reward_model(chain()[0] / f"reward-{axis}") for axis in AXES}
@@ -407,7 +407,8 @@ def test_compare_two(monkeypatch):
     for axis, found in compare(prompts, rows["rlhf-v2"], rows["sft"]).items():
         assert re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
     for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
-        assert re.search(rf"\n{family} +{re.escape(short(found.wins))} +{re.escape(str(found.difference))}", printed)
+        assert re.search(rf"\n{family} +{re.escape(report.number(found.wins))} +{re.escape(str(found.difference))}", printed)
+    assert "rlhf-v2 against sft by family of prompts" in printed and "not worse: above -0.03." in printed
     paths = chain()[0] / "rlhf-v2", chain()[0] / "sft"
     folders = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", *paths))
     assert folders.splitlines()[2:4] == printed.splitlines()[2:4]

@@ -11,7 +11,9 @@ import torch
 import reward
 import runtime
 from data import InputError, encode_dialog, encode_prompt, read_preferences, toy, write_jsonl
+from data.chat import end_of_prompt
 from data.jsonl import RATINGS
+from experiments.common import deepen
 from reward import (
     AXES,
     MARGINS,
@@ -20,10 +22,8 @@ from reward import (
     answer_starts,
     collect_preferences,
     combine_rewards,
-    deepen,
     encode_answer,
     encode_pairs,
-    end_of_prompt,
     load_reward_model,
     pick_prompts,
     ranking_loss,

@@ -25,8 +25,8 @@ from data.preferences import (
     read_answers,
     read_pairs,
 )
-from reward import newest_reward_models, score_dialogs
-from runtime import terminal
+from reward import score_dialogs
+from runtime import newest_reward_models, terminal
 from tests.helpers import TINY, assistant, chain, run_quietly, system, toy_tokenizer, user, write_lines
 
 HEAD = "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: How do I bake\n\nbread?"

@@ -149,7 +149,7 @@ def test_open_stage(tmp_path, capsys):
     assert runtime.open_stage(folder, settings, inputs), "unfinished: goes on"
     with pytest.raises(InputError, match=r"begun differently: lr 0.005 → 0.01; model.dim 96 → 32; run.*--fresh"):
         runtime.open_stage(folder, {**settings, "lr": 1e-2, "model": {"dim": 32}}, inputs)
-    runtime.finish_stage(folder, {})
+    runtime.finish_stage(folder, {}, (0, 0))
     assert not runtime.open_stage(folder, settings, inputs) and "finished already" in capsys.readouterr().out
     data.write_text("two")
     with pytest.raises(InputError, match="made differently: input data .*data.jsonl.* has changed"):
@@ -187,7 +187,7 @@ def test_open_stage_fresh_survives_a_kill(tmp_path, monkeypatch):
         runtime.open_stage(folder, {"lr": 1}, {})
         (folder / "round").mkdir()
         (folder / "model.pth").write_text("weights")
-        runtime.finish_stage(folder, {})
+        runtime.finish_stage(folder, {}, (0, 0))
 
     for _ in killed_everywhere(monkeypatch, prepare, lambda: runtime.open_stage(folder, {"lr": 2}, {}, fresh=True)):
         if runtime.is_finished(folder):  # nothing has happened yet
@@ -214,19 +214,60 @@ def test_finish_stage(tmp_path, monkeypatch):
         for name in ("checkpoint-sft.pth", "helpfulness/checkpoint.pth.tmp", "model.pth"):
             (folder / name).touch()
 
-    for _ in killed_everywhere(monkeypatch, prepare, lambda: runtime.finish_stage(folder, {"loss": math.nan, "n": 2})):
+    for _ in killed_everywhere(monkeypatch, prepare, lambda: runtime.finish_stage(folder, {"loss": math.nan, "n": 2}, (0, 0))):
         if runtime.open_stage(folder, {}, {}):
             assert (folder / "checkpoint-sft.pth").exists()
         else:
-            assert json.loads((folder / "stage.json").read_text())["results"] == {"loss": None, "n": 2}
+            results = json.loads((folder / "stage.json").read_text())["results"]
+            assert {"loss": None, "n": 2}.items() < results.items()
             assert not list(folder.rglob("checkpoint*")) and (folder / "model.pth").exists()
+
+
+def test_finish_stage_tells_the_seconds(tmp_path, monkeypatch, capsys):
+    """Wall and CPU seconds since the stage was opened this time."""
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: now[1])
+    now = [100.0, 3.0]
+    started = runtime.open_stage(tmp_path / "sft", {}, {})
+    now = [150.0, 93.0]
+    runtime.finish_stage(tmp_path / "sft", {"loss": 1.0}, started)
+    assert json.loads((tmp_path / "sft" / "stage.json").read_text())["results"] == {
+        "loss": 1.0, "seconds": 50.0, "cpu_seconds": 90.0}
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'sft'} in 50 s\n"
+
+
+def test_kept_settings():
+    """What changes the result stays; where and how a stage runs, and what is named, does not."""
+    @dataclass
+    class Settings:
+        out: str = "out"
+        epochs: int = 2
+        init: str = ""
+        device: str = "cpu"
+        threads: int = 0
+        fresh: bool = False
+
+    assert runtime.kept_settings(Settings()) == {"epochs": 2, "init": ""}
+    assert runtime.kept_settings(Settings(), "init") == {"epochs": 2}
+
+
+def test_check_same_prompts(tmp_path):
+    for name, text in (("a", "one"), ("b", "two")):
+        (tmp_path / name).write_text(text)
+    rounds = [tmp_path / "rlhf-v1", tmp_path / "rlhf-v2"]
+    for folder in rounds:
+        runtime.open_stage(folder, {"max_prompts": 7}, {"prompts": tmp_path / "a"})
+    runtime.check_same_prompts([*rounds, tmp_path / "no stage"], tmp_path / "a", 7)
+    for file, count in (("b", 7), ("a", 8)):
+        with pytest.raises(InputError, match="rlhf-v1 was made from other prompts.*--pool last"):
+            runtime.check_same_prompts(rounds, tmp_path / file, count)
 
 
 def test_is_finished(tmp_path):
     assert not runtime.is_finished(tmp_path / "none") and not runtime.is_finished(tmp_path)
     runtime.open_stage(tmp_path / "a", {}, {})
     assert not runtime.is_finished(tmp_path / "a")
-    runtime.finish_stage(tmp_path / "a", {})
+    runtime.finish_stage(tmp_path / "a", {}, (0, 0))
     assert runtime.is_finished(tmp_path / "a")
 
 
@@ -238,7 +279,7 @@ def test_require(tmp_path):
     for path in (tmp_path / "sft", tmp_path / "sft" / "rows.jsonl"):
         with pytest.raises(InputError, match="sft is not finished; `python sft.py` goes on with it"):
             runtime.require(path, "python sft.py")
-    runtime.finish_stage(tmp_path / "sft", {})
+    runtime.finish_stage(tmp_path / "sft", {}, (0, 0))
     assert runtime.require(str(tmp_path / "sft"), "python sft.py") == tmp_path / "sft"
 
 
