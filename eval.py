@@ -171,11 +171,20 @@ def win_rate(scores: list[float], baseline: list[float], clusters: list | None =
 
 
 def judge(prompts: list[dict], rows: list[dict]) -> list[dict]:
-    """The annotator's view: each row gains helpfulness and safety in [0, 1], whether it is safe and whether it refuses."""
+    """The annotator's view: each row gains what the annotator makes of its answer.
+
+    helpfulness, safety: scores in [0, 1]. content: the credit in [0, 1] of what the answer says, without its style.
+    right: whether that credit is full. is_safe, complies (with an unsafe prompt), refuses: bool.
+    """
     for row in rows:
-        prompt = prompts[row["index"]]
-        row |= {"helpfulness": toy.helpfulness(prompt, row["answer"]), "safety": toy.safety(prompt, row["answer"]),
-                "is_safe": toy.is_safe(prompt, row["answer"]), "refuses": toy.refuses(prompt, row["answer"])}
+        prompt, answer = prompts[row["index"]], row["answer"]
+        row["helpfulness"] = toy.helpfulness(prompt, answer)
+        row["safety"] = toy.safety(prompt, answer)
+        row["content"] = toy.content(prompt, answer)
+        row["right"] = row["content"] == 1
+        row["is_safe"] = toy.is_safe(prompt, answer)
+        row["complies"] = toy.complies(prompt, answer)
+        row["refuses"] = toy.refuses(prompt, answer)
     return rows
 
 
@@ -201,11 +210,18 @@ def compare(prompts: list[dict], rows: list[dict], baseline: list[dict], tie: fl
 
 
 def summary(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
-    """Means of judged rows: helpfulness, safety, violations (share of unsafe prompts whose answer is unsafe), false refusals
-    on borderline and on ordinary prompts apart, length in tokens."""
+    """Means of judged rows, each with its interval clustered by item.
+
+    On harmless prompts: helpfulness; content (mean credit of what the answer says) and right (share with full credit).
+    On unsafe prompts: safety; violations (share of unsafe answers) and complies (share that does what was asked; the
+    other violations evade, or refuse rudely). False refusals on borderline and on ordinary prompts apart. Tokens of all.
+    """
     sets = {"helpfulness": (lambda p: not p["is_safety"], "helpfulness", float),
+            "content": (lambda p: not p["is_safety"], "content", float),
+            "right": (lambda p: not p["is_safety"], "right", float),
             "safety": (lambda p: p["is_safety"], "safety", float),
             "violations": (lambda p: p["is_safety"], "is_safe", lambda safe: not safe),
+            "complies": (lambda p: p["is_safety"], "complies", float),
             "false_refusals": (lambda p: p.get("kind") == "borderline", "refuses", float),
             "false_refusals_ordinary": (lambda p: p.get("kind") == "ordinary", "refuses", float),
             "tokens": (lambda p: True, "answer_ids", len)}
@@ -224,6 +240,24 @@ def by_family(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
         if axis_of(prompt := prompts[row["index"]]) in row:  # a reward model may be missing
             groups[prompt["family"]].append((row[axis_of(prompt)], cluster(prompt)))
     return {family: interval(*map(list, zip(*groups[family], strict=True))) for family in sorted(groups)}
+
+
+def compare_content(prompts: list[dict], versions: dict[str, list[dict]]) -> dict[str, dict[str, Interval]]:
+    """Is a gain in helpfulness one in truth, too? For each version the means of CONTENT over its judged rows, and, but for
+    sft itself, "difference": the paired difference of its content from sft's, clustered by item.
+
+    Args:
+        versions: {name: judged rows of harmless prompts}, all in the same order; "sft" is one of them.
+    """
+    baseline = [row["content"] for row in versions["sft"]]
+    clusters = [cluster(prompts[row["index"]]) for row in versions["sft"]]
+    table = {}
+    for name, rows in versions.items():
+        means = summary(prompts, rows)
+        table[name] = {key: means[key] for key in CONTENT}
+        if name != "sft":
+            table[name]["difference"] = difference([row["content"] for row in rows], baseline, clusters)
+    return table
 
 
 class FamilyResult(NamedTuple):
@@ -362,11 +396,43 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], *, s
     return judge(prompts, rows)
 
 
+TEMPERATURES = (1.0, 0.4, 0.0)  # content is measured at each: the model as it is, cool, greedy
+CONTENT = ("content", "right", "helpfulness")  # told beside one another, so that style cannot pass for truth
+
+
+def at_temperature(temperature: float) -> str:
+    """How a table names a temperature.
+
+    >>> [at_temperature(temperature) for temperature in TEMPERATURES]
+    ['temperature 1', 'temperature 0.4', 'greedy']
+    """
+    return f"temperature {temperature:g}" if temperature else "greedy"
+
+
+def harmless(prompts: list[dict]) -> list[dict]:
+    """The prompts whose answers are judged by helpfulness."""
+    return [prompt for prompt in prompts if not prompt["is_safety"]]
+
+
 def evaluate_on_dev(label: str, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
-    """What a stage tells of its model at the end: the means of `summary` on the toy world's dev prompts, printed, too."""
+    """What a stage tells of its model at the end, on the toy world's dev prompts; printed, too.
+
+    Returns:
+        the means of `summary` at temperature 1, and of each of CONTENT on harmless prompts at the other temperatures,
+        under names such as "content, greedy".
+    """
     prompts = read_prompts(toy.ensure() / "prompts-dev.jsonl")
     means = {name: value.mean for name, value in summary(prompts, evaluate(model, tokenizer, prompts)).items()}
     print(f"\n{label} on dev prompts: " + ", ".join(f"{name.replace('_', ' ')} {mean:.3f}" for name, mean in means.items()))
+    told = [f"{at_temperature(1)} {means['content']:.3f} ({means['right']:.3f})"]
+    asked = harmless(prompts)
+    for temperature in TEMPERATURES[1:]:
+        rows = evaluate(model, tokenizer, asked, temperature=temperature)
+        cool = summary(asked, rows)
+        for name in CONTENT:
+            means[f"{name}, {at_temperature(temperature)}"] = cool[name].mean
+        told.append(f"{at_temperature(temperature)} {cool['content'].mean:.3f} ({cool['right'].mean:.3f})")
+    print("content (share wholly right) on harmless prompts: " + ", ".join(told))
     return means
 
 
@@ -675,6 +741,16 @@ def main(argv: list[str] | None = None) -> None:
     first, (_, tie) = next(iter(judges.items()))
     judged = views[first]
 
+    def content_at(temperature: float) -> dict[str, list[dict]]:
+        """The answers of each version to the harmless prompts at a temperature, judged."""
+        if temperature == s.temperature:
+            return {name: [row for row in rows if not prompts[row["index"]]["is_safety"]] for name, rows in answers.items()}
+        asked, options, rows = harmless(prompts), sampling(s, device) | {"temperature": temperature}, {}
+        for name in found:
+            path = folder / f"answers-{name}-{at_temperature(temperature).replace(' ', '-')}.jsonl"
+            rows[name] = judge(asked, cached_answers(s.out / name, asked, path, **options))
+        return rows
+
     # 3. measures
     def wins(who: str, name: str) -> dict[str, WinRate]:
         return compare(prompts, views[who][name], views[who]["sft"], judges[who].tie) if name != "sft" else {}
@@ -692,9 +768,12 @@ def main(argv: list[str] | None = None) -> None:
                        for who in judges}} for name in found},
         "families": {family: row._asdict() for family, row in compare_families(
             prompts, judged[newest], judged["sft"], tie).items()} if newest != "sft" else {}, "not_worse": NOT_WORSE,
-        "system_prompt": {}, "adherence": {},
+        "content": {}, "system_prompt": {}, "adherence": {},
         "shown": [{"prompt": prompts[i], "answers": {name: answers[name][i * s.answers]["answer"] for name in found}}
                   for i in report.pick_shown(prompts, s.show)]}
+    for temperature in TEMPERATURES if "annotator" in judges and harmless(prompts) else ():
+        asked = prompts if temperature == s.temperature else harmless(prompts)
+        metrics["content"][at_temperature(temperature)] = compare_content(asked, content_at(temperature))
     if "annotator" in judges and newest != "sft" and not any(row["prompt"][0]["role"] == "system" for row in prompts):
         told = {name: answer(name, toy.words.ORDINARY_SYSTEM) for name in ("sft", newest)}
         metrics["system_prompt"] = {"text": toy.words.ORDINARY_SYSTEM, **{

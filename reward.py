@@ -448,9 +448,9 @@ def main(argv: list[str] | None = None) -> None:
 
         # 2. preferences: sample two answers to each prompt, compare them
         if s.data:
-            rows = preferences.read_pairs(s.data, axis, tokenizer, longest)
-            n_held_out = 0 if s.folds else len(rows) // 10
-            held_out, rows = rows[:n_held_out], rows[n_held_out:]
+            rows, held_out = preferences.read_pairs(s.data, axis, tokenizer, longest), []
+            if not s.folds:
+                rows, held_out = preferences.hold_out_by_prompt(rows, s.seed)
         else:
             options = dict(annotator=s.annotator, temperatures=s.temperatures, folder=folder, max_new_tokens=s.max_new_tokens)
             all_prompts = read_prompts(train_file)
@@ -468,6 +468,7 @@ def main(argv: list[str] | None = None) -> None:
         # 3. train: the policy's body, a new head, own pairs and a share of the rest; in --folds folds, then on all pairs
         share = s.mix_share[AXES.index(axis)]
         rest = preferences.read_pairs(extra, axis, tokenizer, longest) if share else []
+        rest = preferences.without_prompts_of(rest, held_out)
         pairs = preferences.mix_pairs(rows, rest, share, s.seed)
         write_jsonl(folder / "pairs.jsonl", ({k: v for k, v in row.items() if k != "where"} for row in pairs))
         differences = []  # of the folds' test pairs
@@ -477,7 +478,8 @@ def main(argv: list[str] | None = None) -> None:
             body = Transformer(policy.args)  # a copy: each fold starts from the policy
             body.load_state_dict(policy.state_dict())
             model = RewardModel(body, tags).to(device)
-            train_reward_model(model, tokenizer, preferences.mix_pairs(train, rest, share, s.seed), margin=s.margin,
+            unseen = preferences.without_prompts_of(rest, test)
+            train_reward_model(model, tokenizer, preferences.mix_pairs(train, unseen, share, s.seed), margin=s.margin,
                                auxiliary_weight=s.auxiliary_weight * (axis == "safety"), epochs=s.epochs,
                                batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens, learning_rate=s.learning_rate,
                                weight_decay=s.weight_decay, folder=folder, phase=f"{axis}-fold-{fold}" if test else axis,

@@ -1,4 +1,4 @@
-"""Preference pairs from files: our own format and Anthropic's HH-RLHF; mixes, folds, and a baseline that counts words.
+"""Preference pairs from files: our own format and Anthropic's HH-RLHF; mixes, held-out prompts, folds, and a baseline that counts words.
 
 Our own format is read strictly: a row that is wrong is an error. HH-RLHF (Bai et al. 2022, github.com/anthropics/hh-rlhf) is
 read as it is, one {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...} a line: pairs that cannot be used are
@@ -124,6 +124,33 @@ def mix_pairs(own: list[dict], rest: list[dict], share: float, seed: int) -> lis
     """
     wanted = round(share / (1 - share) * len(own))
     return own + [row | {"extra": True} for row in random.Random(f"mix {seed}").sample(rest, min(len(rest), wanted))]
+
+
+def hold_out_by_prompt(rows: list[dict], seed: int, share: float = 0.1) -> tuple[list[dict], list[dict]]:
+    """(pairs to learn from, pairs held out): all pairs of a tenth of the prompts, drawn at random, are held out.
+
+    A prompt's pairs stay together, since files often hold several comparisons of one prompt, and a held-out pair whose
+    prompt was trained on tells little. With fewer than ten prompts nothing is held out. The order of the rows is kept.
+
+    >>> train, held_out = hold_out_by_prompt([{"prompt": i // 2} for i in range(20)], seed=0)
+    >>> len(train), len(held_out)
+    (18, 2)
+    """
+    prompts = sorted({json.dumps(row["prompt"]) for row in rows})
+    held = set(random.Random(f"held out {seed}").sample(prompts, int(share * len(prompts))))
+    train = [row for row in rows if json.dumps(row["prompt"]) not in held]
+    held_out = [row for row in rows if json.dumps(row["prompt"]) in held]
+    return train, held_out
+
+
+def without_prompts_of(rows: list[dict], held_out: list[dict]) -> list[dict]:
+    """The pairs whose prompt is no held-out pair's, so that nothing mixed into the training gives it away.
+
+    >>> without_prompts_of([{"prompt": "a"}, {"prompt": "b"}], [{"prompt": "a"}])
+    [{'prompt': 'b'}]
+    """
+    prompts = {json.dumps(row["prompt"]) for row in held_out}
+    return [row for row in rows if json.dumps(row["prompt"]) not in prompts]
 
 
 def folds_by_prompt(rows: list[dict], folds: int, seed: int) -> list[tuple[list[dict], list[dict]]]:

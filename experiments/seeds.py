@@ -29,10 +29,22 @@ class Settings:
 
 
 def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
-    """Summaries, win rates over SFT, scores by family, reward-model accuracies and seconds of one finished chain."""
+    """Summaries, win rates over SFT, content at each temperature, scores by family, reward-model accuracies and seconds of
+    one finished chain."""
     prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
     names = [name for name in ("sft", *(f"rlhf-v{v}" for v in range(1, 5))) if is_finished(root / name)]
     judged = {name: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=samples) for name in names}
+    asked, content = measures.harmless(prompts), {}
+    for temperature in measures.TEMPERATURES:
+        if temperature == 1:
+            rows = {name: [row for row in judged[name] if not prompts[row["index"]]["is_safety"]] for name in names}
+            content[measures.at_temperature(1)] = measures.compare_content(prompts, rows)
+            continue
+        rows = {}
+        for name in names:
+            rows[name] = measures.evaluate(*load_model(root / name), asked, seed=seed, temperature=temperature,
+                                           samples=samples if temperature else 1)  # greedy answers are all the same
+        content[measures.at_temperature(temperature)] = measures.compare_content(asked, rows)
     records = {name: json.loads((root / name / "stage.json").read_text())["results"]
                for name in [*names, "reward-helpfulness", "reward-safety"]}
     return {
@@ -40,6 +52,7 @@ def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
             "summary": measures.summary(prompts, rows), "families": measures.by_family(prompts, rows),
             "wins": measures.compare(prompts, rows, judged["sft"]) if name != "sft" else {}}
             for name, rows in judged.items()},
+        "content": content,
         "reward_models": {axis: records[f"reward-{axis}"] for axis in ("helpfulness", "safety")},
         "temperatures": {name: records[name]["temperature"] for name in names if "temperature" in records[name]},
         "seconds": {name: round(record["seconds"]) for name, record in records.items()},
@@ -101,6 +114,11 @@ def main() -> None:
         for axis in found[0]["wins"]:
             rates = [row["wins"][axis][0] for row in found]
             print(f"    win over SFT in {axis}: {measures.interval(rates)}; seeds", *(f"{rate:.3f}" for rate in rates))
+        for temperature in result[str(s.seeds[0])]["content"]:
+            tables = [result[str(seed)]["content"][temperature][version] for seed in s.seeds]
+            for key in tables[0]:
+                values = [table[key][0] for table in tables]
+                print(f"    {key}, {temperature}: {measures.interval(values)}; seeds", *(f"{value:.3f}" for value in values))
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ def key_numbers(metrics: dict) -> dict[str, float]:
     for name, row in metrics["versions"].items():
         label = name + mixed * (name.startswith(("rlhf-v4", "rlhf-v5")))
         found |= {f"{label}: {axis}": row["summary"][axis][0] for axis in AXES if axis in row["summary"]}
+        for temperature, table in metrics["content"].items():
+            for key in ("content", "right", "helpfulness"):
+                if name in table:
+                    found[f"{label}: {key}, {temperature}"] = table[name][key][0]
         wins = next(iter(row["wins"].values()), {})
         found |= {f"{label}: {axis}, win over sft": wins[axis][0] for axis in wins}
         if name in metrics["adherence"]:
@@ -141,9 +145,30 @@ def about(metrics: dict, out: Path) -> str:
             f"temperature {asked['temperature']:g}; intervals are 95 %, over items.")
 
 
+def content_table(metrics: dict, out: Path) -> Table:
+    """Is what the versions say still right? Content beside helpfulness, at each temperature."""
+    rows = []
+    for version in metrics["versions"]:
+        cells = []
+        for table in metrics["content"].values():
+            found = table[version]
+            cells.append(f"{number(found['content'][0])} ({number(found['right'][0])})")
+            cells.append(number(found.get("difference")))
+            cells.append(number(found["helpfulness"][0]))
+        rows.append([version, *cells])
+    columns = []
+    for temperature in metrics["content"]:
+        columns += [f"content (right), {temperature}", "against sft", f"helpfulness, {temperature}"]
+    return Table(
+        "Right before nice: is what the answers say still right? Content is the mean credit, from 0 to 1, of what an answer "
+        "to a harmless prompt says, without its style; in brackets the share that is wholly right. Helpfulness also pays for "
+        "style: where it rises while content falls, answers became nicer and less right. Temperature 1 is the model as it "
+        f"is; cool and greedy answers show what it knows. The paper has no such table. {about(metrics, out)}", ["", *columns], rows)
+
+
 def summary_section(metrics: dict, out: Path) -> tuple[str, list]:
     first = next(iter(metrics["judges"]))
-    means = [key for key in ("helpfulness", "safety", "violations", "false_refusals", "tokens")
+    means = [key for key in ("helpfulness", "content", "right", "safety", "violations", "complies", "false_refusals", "tokens")
              if any(key in row["summary"] for row in metrics["versions"].values())]
     rows = []
     for name, row in metrics["versions"].items():
@@ -151,9 +176,12 @@ def summary_section(metrics: dict, out: Path) -> tuple[str, list]:
         rows.append([name, *(number(row["summary"][key][0], 1 if key == "tokens" else 3) if key in row["summary"] else ""
                              for key in means), *(number(wins.get(axis)) for axis in AXES)])
     table = Table(f"Every model of {out}, judged by the {first}, in the numbers behind Fig. 11, 17 and 33 (below); wins are "
-                  f"against sft, ties count half. {about(metrics, out)} False refusals: on borderline prompts.",
+                  f"against sft, ties count half. {about(metrics, out)} Content: what an answer says, without its style; right: "
+                  "the share with full credit. Violations are unsafe answers to unsafe prompts; of these only the share under "
+                  "`complies` does what was asked, the others evade or refuse rudely. False refusals: on borderline prompts.",
                   ["", *(key.replace("_", " ") for key in means), "helpfulness, win over sft", "safety, win over sft"], rows)
-    return "Summary", [table, health_text(metrics)]
+    content = [content_table(metrics, out)] if metrics["content"] else []
+    return "Summary", [table, *content, health_text(metrics)]
 
 
 def health_text(metrics: dict) -> str:

@@ -248,11 +248,17 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
     (tmp_path / "out" / "eval" / "report.html").unlink()
     monkeypatch.setattr(runtime.sampling, "generate", lambda *args, **kwargs: pytest.fail("sampled again"))
     asked = []
-    monkeypatch.setattr(evaluation, "cached_answers", lambda folder, *args, system="", **options: (
-        asked.append((folder.name, system)) or cached_answers(folder, *args, system=system, **options)))
+
+    def recorded(folder, *args, system="", **options):
+        asked.append((folder.name, system, options["temperature"]))
+        return cached_answers(folder, *args, system=system, **options)
+
+    monkeypatch.setattr(evaluation, "cached_answers", recorded)
     printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--answers", 2))
     told = toy.words.ORDINARY_SYSTEM
-    assert asked == [*((name, "") for name in MODELS), ("sft", told), ("rlhf-v2", told)], "both or none have a system prompt"
+    assert asked[: len(MODELS)] == [(name, "", 1.0) for name in MODELS]
+    assert asked[len(MODELS): -2] == [(name, "", value) for value in (0.4, 0.0) for name in MODELS], "content, cool and greedy"
+    assert asked[-2:] == [("sft", told, 1.0), ("rlhf-v2", told, 1.0)], "both or none have a system prompt"
     assert printed.split() == made()[1].replace(str(made()[0]), str(tmp_path / "out")).split()
     assert (tmp_path / "out" / "eval" / "report.html").exists()
 
@@ -543,6 +549,28 @@ def test_allowed_outside():
         k = allowed_outside(count)
         assert stats.binom.sf(k, count, 0.05) < 0.05 and (k == 0 or stats.binom.sf(k - 1, count, 0.05) >= 0.05)
     assert allowed_outside(0) == 0
+
+
+def test_report_content():
+    """Content and right of every version at each temperature, from the answers that are kept; printed and in the numbers."""
+    out, printed = made()
+    prompts, found = few_prompts(), metrics_of(out)
+    harmless = [prompt for prompt in prompts if not prompt["is_safety"]]
+    assert list(found["content"]) == ["temperature 1", "temperature 0.4", "greedy"]
+    assert "Right before nice" in printed
+    for name in MODELS:
+        kept = judge(prompts, answers_of(out, name))
+        expected = {"temperature 1": [row for row in kept if not prompts[row["index"]]["is_safety"]]}
+        for label, end in (("temperature 0.4", "temperature-0.4"), ("greedy", "greedy")):
+            expected[label] = judge(harmless, answers_of(out, f"{name}-{end}"))
+            assert {row["temperature"] for row in expected[label]} == {0.4 if "4" in end else 0.0}
+        for label, rows in expected.items():
+            assert len(rows) == 2 * len(harmless)
+            row = found["content"][label][name]
+            for key in ("content", "right", "helpfulness"):
+                mean = sum(float(answer[key]) for answer in rows) / len(rows)
+                assert row[key][0] == found["numbers"][f"{name}: {key}, {label}"] == pytest.approx(mean, abs=1e-5)
+            assert ("difference" in row) == (name != "sft")
 
 
 def test_key_numbers():

@@ -18,6 +18,7 @@ from data.preferences import (
     drop_unsafe_choices,
     folds_by_prompt,
     has_safety_labels,
+    hold_out_by_prompt,
     is_hh_rlhf,
     mix_pairs,
     parse_hh_rlhf,
@@ -354,19 +355,68 @@ def test_newest_reward_models(tmp_path):
         "helpfulness": rounds[1] / "reward-helpfulness", "safety": rounds[0] / "reward-safety"}, "axis by axis"
 
 
+def test_hold_out_by_prompt():
+    """Several comparisons of a prompt stay together, the prompts are drawn from the whole file, by the seed."""
+    rows = [pair(f"question {i // 3}", chosen=str(i)) for i in range(90)]
+    train, held_out = hold_out_by_prompt(rows, seed=0)
+    prompts = [{row["prompt"][0]["content"] for row in part} for part in (train, held_out)]
+    assert not prompts[0] & prompts[1], "no held-out pair's prompt was trained on"
+    assert len(prompts[1]) == 3 and len(held_out) == 9 and len(train) == 81
+    assert prompts[1] != {f"question {i}" for i in range(3)}, "not the file's first tenth"
+    assert [int(row["chosen"]) for row in train] == sorted(int(row["chosen"]) for row in train), "in the file's order"
+    assert hold_out_by_prompt(rows, seed=0) == (train, held_out) != hold_out_by_prompt(rows, seed=1)
+    assert hold_out_by_prompt(rows[:27], seed=0) == (rows[:27], []), "nine prompts: nothing"
+
+
+def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
+    """`--data`: no prompt of a held-out pair is trained on, not even by what `--extra` mixes in; folds neither."""
+    rows = [pair(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 3." if i % 2 else "No.") for i in range(60)]
+    data, extra = write_lines(tmp_path / "mine.jsonl", rows), write_lines(tmp_path / "extra.jsonl", rows[::-1])
+    trained, held = [], []
+
+    def prompts_of(pairs: list[dict]) -> set[str]:
+        return {row["prompt"][0]["content"] for row in pairs}
+
+    def train(model, tokenizer, pairs, **options):
+        trained.append(prompts_of(pairs))
+
+    monkeypatch.setattr(reward, "train_reward_model", train)
+    monkeypatch.setattr(reward, "report", lambda model, tokenizer, pairs, axis: held.append(prompts_of(pairs)) or {})
+    common = (*TINY, "--data", data, "--extra", extra, "--mix-share", "0.5,0.5", "--init", chain()[0] / "sft")
+    run_quietly(reward.main, *common, "--out", tmp_path / "out")
+    assert len(held[0]) == 3 and len(trained[0]) == 27 and not held[0] & trained[0]
+    scored = []
+    monkeypatch.setattr(reward, "score_pairs", lambda model, tokenizer, pairs: scored.append(prompts_of(pairs)) or (
+        torch.zeros(len(pairs)), torch.zeros(len(pairs))))
+    trained.clear()
+    run_quietly(reward.main, *common, "--out", tmp_path / "folds", "--folds", 3)
+    assert len(trained) == 4 and len(scored) == 3
+    for seen, test in zip(trained, scored, strict=False):
+        assert test and not seen & test
+
+
 def test_score_dialogs():
+    """Both scores, the gate, and one model alone.
+
+    A score near 0 is a sum of terms near 1, so its float32 error is absolute. The kernel depends on the place in the batch
+    and on the batch's size: even two equal rows of one batch may differ in the last bits.
+    """
+    def close(values: tuple[float, float]):
+        return pytest.approx(values, abs=1e-5)
+
     out, _ = chain()
     models = {axis: reward.load_reward_model(out / f"reward-{axis}") for axis in reward.AXES}
     dialogs = [{"prompt": [user("Hi")], "answer": "Hello!", "is_safety": tagged} for tagged in (False, True)]
     plain, tagged = score_dialogs(models, dialogs)
     for axis, (model, tokenizer) in models.items():
         [expected] = reward.score(model, [encode_dialog(tokenizer, [user("Hi"), assistant("Hello!")]).ids]).tolist()
-        assert plain[axis] == tagged[axis] == pytest.approx((expected, 1 / (1 + 2.718281828 ** -expected)))
+        expected = close((expected, 1 / (1 + 2.718281828 ** -expected)))
+        assert plain[axis] == expected and tagged[axis] == expected
     assert tagged["reward"] == tagged["safety"] and plain["answer"] == "Hello!"
     gated = plain["safety"][1] < 0.15
     assert plain["reward"] == plain["safety" if gated else "helpfulness"]
     [alone] = score_dialogs({"safety": models["safety"]}, dialogs[:1])
-    assert alone["safety"] == plain["safety"] and "reward" not in alone
+    assert alone["safety"] == close(plain["safety"]) and "reward" not in alone
     with pytest.raises(InputError, match="f, line 3: .*tag"):
         score_dialogs(models, [dialogs[0] | {"answer": "[INST]", "where": "f, line 3"}])
 

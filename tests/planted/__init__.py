@@ -46,7 +46,8 @@ def planted(bug: Bug) -> Iterator[None]:
     function = function_of(bug)
     source = textwrap.dedent(inspect.getsource(function))
     if source.count(bug.right) != 1:
-        raise LookupError(f"{bug.name}: {bug.function} holds {bug.right!r} {source.count(bug.right)} times, not once: mend the row")
+        count = source.count(bug.right)
+        raise LookupError(f"{bug.name}: {bug.function} holds {bug.right!r} {count} times, not once: mend the row")
     tree = ast.parse(source.replace(bug.right, bug.wrong))
     tree.body[0].decorator_list = []
     scope: dict = {}
@@ -79,8 +80,9 @@ class Outcome:
 
 def run_tests(tests: list[str]) -> Outcome:
     outcome = Outcome()
+    named = [f"tests/{test.replace('::', '.py::', 1)}" for test in tests]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        pytest.main(["-q", "-x", "-p", "no:cacheprovider", *(f"tests/{test.replace('::', '.py::', 1)}" for test in tests)], [outcome])
+        pytest.main(["-q", "-x", "-p", "no:cacheprovider", *named], [outcome])
     return outcome
 
 
