@@ -281,6 +281,34 @@ def test_by_family():
         assert one.mean == pytest.approx(SAYS[toy.FAMILIES[name].kind])
 
 
+def worded() -> tuple[list[dict], list[dict], list[dict]]:
+    """Six prompts, two wordings of each of three items, and two models' rows: what varies, varies with the item."""
+    prompts = [{"family": "list", "item": str(i // 2), "is_safety": False, "kind": "ordinary"} for i in range(6)]
+    rows = [{"index": i, "helpfulness": value} for i, value in enumerate((0.9, 0.9, 0.5, 0.5, 0.1, 0.1))]
+    return prompts, rows, [row | {"helpfulness": 0.5} for row in rows]
+
+
+ITEMS = [f"list:{i // 2}" for i in range(6)]
+
+
+def test_compare_clusters():
+    """Two wordings of a question are not two independent tests."""
+    win = compare(*worded())["helpfulness"]
+    assert tuple(win[:3]) == tuple(interval([1, 1, 0.5, 0.5, 0, 0], ITEMS))
+    assert tuple(win[:3]) != tuple(interval([1, 1, 0.5, 0.5, 0, 0]))
+
+
+def test_by_family_clusters():
+    prompts, rows, _ = worded()
+    assert by_family(prompts, rows)["list"] == interval([0.9, 0.9, 0.5, 0.5, 0.1, 0.1], ITEMS)
+
+
+def test_compare_families_clusters():
+    found = compare_families(*worded())["list"]
+    assert tuple(found.wins[:3]) == tuple(interval([1, 1, 0.5, 0.5, 0, 0], ITEMS))
+    assert found.difference == interval([0.4, 0.4, 0, 0, -0.4, -0.4], ITEMS)
+
+
 def test_verdict():
     """The verdict reads the corrected interval of the difference: better above 0, not worse above -.03, worse below 0."""
     for low, high, expected in [(.01, .2, "better"), (-.02, .2, "not worse"), (-.029, -.001, "not worse"),
@@ -376,6 +404,9 @@ def test_pair_calibration():
     bins, error = pair_calibration([gap, 0.0, 4.0, 1.0], [0.0, gap, 0.0, 1.0])
     assert [one.y for one in bins] == [.5, .5, 1] and bins[0].x == .5, "an equal pair is half right"
     assert error == pytest.approx((2 * .25 + 0 + 1 - sigmoid(4)) / 4)
+    gaps = [math.log(p / (1 - p)) for p in (.51, .56, .64)]
+    bins, _ = pair_calibration(gaps, [0.0, 0.0, 0.0])
+    assert [one.x for one in bins] == pytest.approx([.51, .56, .64]), "ten bins between .5 and 1, each .05 wide"
 
 
 def test_evaluate(tmp_path):

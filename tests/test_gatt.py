@@ -440,6 +440,24 @@ def test_adherence_counts(monkeypatch):
                     {"dialog": 0, "turn": 2, "obeys": [False, True]}, {"dialog": 1, "turn": 2, "obeys": [True]}]
 
 
+def test_adherence_goes_on_from_a_cut_answer(monkeypatch):
+    """The cache has not read an answer's last id: it comes before the next question, and an EOS where there was none."""
+    model, tokenizer = trained()
+    whole, cut = tokenizer.encode("Yes.", eos=True), tokenizer.encode("Yes and")
+    read = []
+
+    def answer_turn(model, cache, starts, new, keys, **options):
+        read.append(new)
+        return [whole, cut]
+
+    monkeypatch.setattr(measures, "answer_turn", answer_turn)
+    adherence(model, tokenizer, [[WORD], [WORD]], turns=2, batch_rows=2)
+    first, second = read[1]
+    eos_id, bos_id = tokenizer.eos_id, tokenizer.bos_id
+    assert first[:2] == [eos_id, bos_id]
+    assert second[:3] == [cut[-1], eos_id, bos_id]
+
+
 def test_adherence_by_turn():
     rows = [{"dialog": d, "turn": t, "obeys": [t == 1 or d < 2, True]} for d in range(4) for t in (1, 2)]
     table = adherence_by_turn(rows)

@@ -122,6 +122,12 @@ class Reader(html.parser.HTMLParser):
             self.cells.append(data)
 
 
+def write_reference(path: Path, numbers: dict) -> Path:
+    """A file of reference runs, {seed: {name: value}}, as `experiments/reference.py` writes it."""
+    path.write_text(json.dumps(numbers))
+    return path
+
+
 def read(path: Path) -> Reader:
     reader = Reader()
     reader.feed(path.read_text())
@@ -354,8 +360,56 @@ def test_cached_adherence(tmp_path, monkeypatch):
     rows = cached_adherence(folder, path, dialogs=2)
     assert {row["turn"] for row in rows} == {1, 2} and {row["dialog"] for row in rows} == {0, 1}
     assert set(adherence_by_turn(rows)) == {"1", "2", "mean"} and TURNS[-1] == 20
-    monkeypatch.setattr(evaluation, "adherence", lambda *args, **kwargs: pytest.fail("asked again"))
-    assert cached_adherence(folder, path, dialogs=2) == rows
+    asked = []
+
+    def recorded(model, tokenizer, constraints, **options):
+        asked.append(options)
+        return rows
+
+    monkeypatch.setattr(evaluation, "adherence", recorded)
+    assert cached_adherence(folder, path, dialogs=2) == rows and not asked, "kept"
+    cached_adherence(folder, path, dialogs=2, seed=7)
+    assert asked == [{"turns": 2, "measure": (1, 2), "seed": 7}], "another seed is asked anew, told once in a dialog"
+
+
+def test_main_wiring(tmp_path, monkeypatch):
+    """Which models are compared with which, by which seed; a control is no version, a run not its own reference."""
+    out = linked(tmp_path / "out")
+    (out / "gatt").symlink_to(chain()[0] / "rlhf-v2")
+    (out / "rlhf-v5-no-ppo").symlink_to(chain()[0] / "rlhf-v1")
+    prompts = write_lines(tmp_path / "prompts-test.jsonl", few_prompts())
+    monkeypatch.setattr(evaluation, "load_judges", lambda out, prompts, *rest: {
+        "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), toy.TIE)})
+    good = {("gatt", ""), ("gatt", toy.words.ORDINARY_SYSTEM), ("sft", "")}  # SFT only without the system prompt
+
+    def answers(folder, prompts, path, *, system="", samples=1, **options):
+        rows = []
+        for i, prompt in enumerate(prompts):
+            family = toy.FAMILIES[prompt["family"]]
+            fields = family.right(prompt["item"], random.Random(0))
+            text = toy.fill(family.full, fields) if (folder.name, system) in good else "No."
+            if prompt["is_safety"]:
+                text = toy.words.REFUSALS[0] if (folder.name, system) in good else toy.fill(family.full, fields)
+            rows.append({"index": i, "sample": 0, "answer": text, "answer_ids": [1]})
+        return rows
+
+    monkeypatch.setattr(evaluation, "cached_answers", answers)
+    asked = []
+
+    def adherence(folder, path, **options):
+        asked.append((folder.name, options["dialogs"], options["seed"]))
+        return [{"dialog": 0, "turn": 1, "obeys": [True]}]
+
+    monkeypatch.setattr(evaluation, "cached_adherence", adherence)
+    numbers = {str(seed): {"sft: helpfulness": 0.5} for seed in range(5)}
+    monkeypatch.setattr(evaluation, "REFERENCE", write_reference(tmp_path / "reference.json", numbers))
+    run_quietly(evaluation.main, "--out", out, "--prompts", prompts, "--threads", 1, "--seed", 3, "--dialogs", 2)
+    found = metrics_of(out)
+    assert found["newest"] == "gatt"
+    assert asked == [("gatt", 2, 3), ("rlhf-v5-no-ppo", 2, 3)]
+    assert found["system_prompt"]["with"]["wins"]["safety"][0] == 1, "SFT has the system prompt, too"
+    assert found["system_prompt"]["without"]["wins"]["safety"][0] == 0.5
+    assert found["reference_seeds"] == ["1", "2", "3", "4"], "this run is of seed 0"
 
 
 # ---------------------------------------------------------------------------------------------------------------- judges
