@@ -633,6 +633,17 @@ def health(numbers: dict[str, float], reference: dict[str, dict[str, float]]) ->
     return found
 
 
+def read_reference(path: Path) -> dict[str, dict[str, float]]:
+    """The numbers of the reference runs, {seed: {name: value}}; {} where there are none, or they are of another world."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    if content["mark"]["world"] != toy.world_hash():
+        print(f"{path} is of another toy world: this run is not compared with it")
+        return {}
+    return content["result"]
+
+
 def allowed_outside(count: int, chance: float = 0.05) -> int:
     """How many of so many numbers may lie outside: the fewest k with P(more than k) < .05, were they independent.
 
@@ -784,8 +795,8 @@ def main(argv: list[str] | None = None) -> None:
         metrics["adherence"] = {name: adherence_by_turn(cached_adherence(
             s.out / name, folder / f"adherence-{name}.jsonl", dialogs=s.dialogs, seed=s.seed, device=device)) for name in asked}
     metrics["numbers"] = report.key_numbers(metrics)
-    reference = json.loads(REFERENCE.read_text()) if REFERENCE.exists() and (file.name, s.temperature) == (
-        "prompts-test.jsonl", 1) and first == "annotator" else {}
+    comparable = (file.name, s.temperature, first) == ("prompts-test.jsonl", 1, "annotator")
+    reference = read_reference(REFERENCE) if comparable else {}
     reference.pop(str(metrics["stages"].get("sft", {}).get("settings", {}).get("seed")), None)  # this very run is no other
     metrics["health"] = health(metrics["numbers"], reference)
     metrics["allowed_outside"], metrics["reference_seeds"] = allowed_outside(len(metrics["health"])), list(reference)

@@ -1,4 +1,5 @@
-"""Preference pairs from files: our own format and Anthropic's HH-RLHF; mixes, held-out prompts, folds, and a baseline that counts words.
+"""Preference pairs from files: our own format and Anthropic's HH-RLHF; mixes, what is held out, and a
+baseline that counts words.
 
 Our own format is read strictly: a row that is wrong is an error. HH-RLHF (Bai et al. 2022, github.com/anthropics/hh-rlhf) is
 read as it is, one {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...} a line: pairs that cannot be used are

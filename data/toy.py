@@ -753,6 +753,13 @@ def hashes(folder: Path = FOLDER) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.jsonl"))}
 
 
+def world_hash() -> str:
+    """What the world is: its published files and the annotator's rules, noise, grade cuts and ties; 16 hex digits."""
+    files = (HERE / "toy_hashes.json").read_text()
+    judge = [RULES, NOISE, RATING_CUTS, TIE]
+    return hashlib.sha256(json.dumps([files, judge]).encode()).hexdigest()[:16]
+
+
 def ensure(folder: Path = FOLDER) -> Path:
     """Make the world's files if they are not there, and check them against the committed hashes.
 

@@ -1,5 +1,6 @@
 """What the experiments share: where results go, running commands side by side, and fresh pairs and reward models to study."""
 
+import dataclasses
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import eval as measures
-from data import Tokenizer, read_preferences, read_prompts, toy, write_jsonl
+from data import InputError, Tokenizer, read_preferences, read_prompts, toy, write_jsonl
 from data.chat import end_of_prompt
 from data.jsonl import RATINGS
 from model import Transformer
@@ -27,15 +28,32 @@ from reward import (
     train_reward_model,
 )
 from reward import Settings as RewardSettings
-from runtime import fingerprint, is_finished, load_model, newest_reward_models, require, sample_answers, set_seed
+from runtime import fingerprint, is_finished, load_model, newest_reward_models, plain_json, require, sample_answers, set_seed
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 Scores = tuple[list[float], list[float]]  # of the chosen and of the rejected answers
 
 
-def save_result(name: str, result: dict) -> None:
-    """Write experiments/results/NAME.json, small enough to be committed; floats to four digits, infinite ones as null."""
+RESULTS_VERSION = 1  # raised by hand when a change of code, world or defaults makes published numbers another thing's
+NOT_MARKED = {"seeds", "out", "at_once", "threads", "device", "collect", "controls", "train_rounds", "arms", "sizes", "ppo"}
+
+
+def mark_of(settings) -> dict:
+    """The mark of a result: the world, the experiment's resolved settings, the results version. Never the commit.
+
+    settings: a dataclass. Left out is what changes no number of a seed, such as where models lie (NOT_MARKED).
+    """
+    fields = dataclasses.asdict(settings)
+    kept = {name: value for name, value in fields.items() if name not in NOT_MARKED}
+    return {"version": RESULTS_VERSION, "world": toy.world_hash(), "settings": plain_json(kept)}
+
+
+def save_result(name: str, result: dict, settings) -> None:
+    """Write experiments/results/NAME.json, {"mark", "result"}, small enough to be committed.
+
+    Floats are written to four digits, infinite ones as null. settings: of the experiment, for `mark_of`.
+    """
 
     def rounded(value):
         if isinstance(value, dict):
@@ -47,19 +65,47 @@ def save_result(name: str, result: dict) -> None:
         return value
 
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
+    content = {"mark": mark_of(settings), "result": rounded(result)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {RESULTS / name}.json")
 
 
-def load_result(name: str) -> dict:
-    """What `save_result` wrote, {} where it never did."""
+def load_result(name: str, settings) -> dict:
+    """The result in experiments/results/NAME.json, {} where there is none.
+
+    Raises:
+        InputError: the file has no mark, or another one than a result made now with these settings would have. Numbers of
+            two worlds, settings or results versions are never mixed.
+    """
     file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    if not file.exists():
+        return {}
+    content, expected = json.loads(file.read_text()), mark_of(settings)
+    way_out = f"delete {file.name} to make all of it again, or run with what it was made with"
+    if set(content) != {"mark", "result"}:
+        raise InputError(f"{file}: a result without its mark; {way_out}")
+    for part, value in expected.items():
+        found = content["mark"].get(part)
+        if found != value:
+            raise InputError(f"{file}: its {part} is {found}, now it is {value}; {way_out}")
+    return content["result"]
 
 
-def over_seeds(tables: list[dict]) -> dict[str, measures.Interval]:
-    """Tables of intervals, one per seed -> the mean of their means, with its interval over seeds."""
-    return {name: measures.interval([table[name][0] for table in tables]) for name in tables[0]}
+def over_seeds(tables: list[dict], comparisons: int = 1) -> dict[str, measures.Interval]:
+    """Tables of intervals, one per seed -> the mean of their means, with its interval over seeds.
+
+    comparisons: how many of these intervals are read side by side; each is widened so that all hold together.
+    """
+    return {name: measures.interval([table[name][0] for table in tables], None, comparisons) for name in tables[0]}
+
+
+def differences_over_seeds(first: list[dict], second: list[dict], comparisons: int = 1) -> dict[str, measures.Interval]:
+    """Tables of intervals, one per seed -> the mean of first - second, paired by seed, with its interval over seeds."""
+    found = {}
+    for name in first[0]:
+        means = [[table[name][0] for table in tables] for tables in (first, second)]
+        found[name] = measures.difference(*means, None, comparisons)
+    return found
 
 
 def print_percent(title: str, rows: dict[str, dict[str, measures.Interval]]) -> None:

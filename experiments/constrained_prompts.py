@@ -200,10 +200,10 @@ def main() -> None:
     # 2. measure
     for seed, (root, made) in folders.items():
         found = measure(root, made, s, seed)
-        save_result("constrained_prompts", load_result("constrained_prompts") | {str(seed): found})
+        save_result("constrained_prompts", load_result("constrained_prompts", s) | {str(seed): found}, s)
 
     # 3. means over seeds
-    result = load_result("constrained_prompts")
+    result = load_result("constrained_prompts", s)
     for name in result[str(s.seeds[0])]:
         found = [result[str(seed)][name] for seed in s.seeds if name in result[str(seed)]]
         for key in [key for key in found[0] if key.startswith(CONTROL_SETS)]:

@@ -84,7 +84,8 @@ def draw(tables: dict[str, dict[str, dict]]) -> None:
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), load_result("figure06")
+    s = parse_settings(Settings, __doc__)
+    result = load_result("figure06", s)
     set_threads(1)
     for seed in s.seeds:
         tests = fresh_pairs(s.out, seed, "helpfulness", s.repeats)
@@ -98,7 +99,7 @@ def main() -> None:
                 trained = train(s.out, seed, "helpfulness", rows[:count], init)
                 found = accuracy(score_lists(*trained, tests), tests)
                 result.setdefault(str(seed), {}).setdefault(size, {})[str(count)] = found
-                save_result("figure06", result)
+                save_result("figure06", result, s)
     tables = {size: {str(count): over_seeds([result[str(seed)][size][str(count)] for seed in s.seeds]) for count in s.pairs}
               for size in s.sizes}
     draw(tables)

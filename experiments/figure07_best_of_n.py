@@ -78,7 +78,7 @@ def main() -> None:
     prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s.samples, seed)
-        save_result("figure07", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result})
+        save_result("figure07", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result}, s)
         draw(result, sizes_up_to(s.samples))
 
 

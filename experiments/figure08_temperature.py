@@ -111,7 +111,7 @@ def main() -> None:
     prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s, seed)
-        save_result("figure08", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result})
+        save_result("figure08", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result}, s)
         draw(result, s)
 
 

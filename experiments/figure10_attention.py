@@ -102,7 +102,7 @@ def main() -> None:
             tables = torch.stack([by_turn(models[name][0], *dialog) for dialog in dialogs])  # (dialogs, turns, 1 + turns)
             maps[name] = maps.get(name, 0) + tables.mean(0) / len(s.seeds)  # (turns, 1 + turns)
             result.setdefault(name, {})[str(seed)] = [measures.interval(column.tolist()) for column in tables[:, :, 0].T]
-    save_result("figure10", result | {"models": names, "dialogs": s.dialogs})
+    save_result("figure10", result | {"models": names, "dialogs": s.dialogs}, s)
     figure, panels = draw_panels(3, width=4)
     for panel, name in zip(panels, names, strict=False):
         panel.imshow(maps[name], vmin=0, vmax=1, cmap="Blues", aspect="auto")

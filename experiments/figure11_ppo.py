@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, save_result, side_by_side
+from experiments.common import RESULTS, load_result, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, require, run, set_threads
 
 NAMES = {"rlhf-v4": "V4", "rlhf-v4-ppo": "V4-PPO", "rlhf-v5": "V5", "rlhf-v5-no-ppo": "V5 without PPO",
@@ -113,14 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     side_by_side({f"ppo-seed-{seed}": commands(s.out / str(seed), seed, s.controls) for seed in s.seeds}, s.out, s.at_once)
 
     # 2. measure each on the test prompts
-    file = RESULTS / "figure11_ppo.json"
-    result = json.loads(file.read_text()) if file.exists() else {}
+    result = load_result("figure11_ppo", s)
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), s, seed)
-        save_result("figure11_ppo", result)
+        save_result("figure11_ppo", result, s)
 
     # 3. seed by seed, and means over seeds
-    result, seeds = json.loads(file.read_text()), [str(seed) for seed in s.seeds]
+    result, seeds = load_result("figure11_ppo", s), [str(seed) for seed in s.seeds]
     draw(result, seeds)
     for pair in dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]):  # controls may be there for some seeds
         for axis in ("helpfulness", "safety"):

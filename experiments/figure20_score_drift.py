@@ -76,7 +76,7 @@ def main() -> None:
     prompts = read_prompts(toy.ensure() / "prompts-test.jsonl")
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s.samples, seed)
-        save_result("figure20", result)
+        save_result("figure20", result, s)
         draw(result)
 
 

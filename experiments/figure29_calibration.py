@@ -62,7 +62,7 @@ def main() -> None:
             result.setdefault(str(seed), {})[axis] = {"bins": measures.calibration(values, quality, s.bins), "pairs": sure,
                                                       "expected calibration error": error}
             print(f"seed {seed}, {axis}: expected calibration error of {len(pairs):,} pairs {error:.3f}")
-        save_result("figure29", result)
+        save_result("figure29", result, s)
     draw(pooled, s.bins)
     for axis, (scores, quality) in pooled.items():
         print(f"\n{axis} model, {len(scores):,} answers, {len(s.seeds)} seeds\n"

@@ -138,8 +138,8 @@ def main() -> None:
 
     # 2. measure
     for seed, root in roots.items():
-        save_result("longer_sft", load_result("longer_sft") | {str(seed): measure(root, s, seed)})
-    draw(load_result("longer_sft"), [str(seed) for seed in s.seeds])
+        save_result("longer_sft", load_result("longer_sft", s) | {str(seed): measure(root, s, seed)}, s)
+    draw(load_result("longer_sft", s), [str(seed) for seed in s.seeds])
 
 
 if __name__ == "__main__":

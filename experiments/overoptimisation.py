@@ -79,7 +79,7 @@ def main() -> None:
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s, seed)
         save_result("overoptimisation", {"N": sizes_up_to(s.samples), "policy": s.policy, "prompts": len(prompts),
-                                         "seeds": result})
+                                         "seeds": result}, s)
         draw(result, sizes_up_to(s.samples))
 
 

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     for row in rows:
         print(f"{row['mask']:>4}  {row['token']!r:<14}" + "".join(f"{row[name]:>11.3f}" for name in COLUMNS[1:]))
     draw(rows, title)
-    save_result("ppo_microscope", {"prompt": s.prompt, "answer": answer, "whitened": batch.scores[0].item(), "tokens": rows})
+    save_result("ppo_microscope", {"prompt": s.prompt, "answer": answer, "whitened": batch.scores[0].item(), "tokens": rows}, s)
 
 
 if __name__ == "__main__":

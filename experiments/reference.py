@@ -47,11 +47,11 @@ def main() -> None:
         side_by_side({f"seed-{seed}": missing_commands(s.out / str(seed), seed) for seed in s.seeds}, s.out, s.at_once)
 
     # 2. the report of each, and its numbers
-    result = load_result("reference")
+    result = load_result("reference", s)
     for seed in s.seeds:
         measures.main(["--out", str(s.out / str(seed)), "--threads", "1"])
         result[str(seed)] = json.loads((s.out / str(seed) / "eval" / "metrics.json").read_text())["numbers"]
-        save_result("reference", result)
+        save_result("reference", result, s)
 
     # 3. where one more run lies
     for name in dict.fromkeys(name for numbers in result.values() for name in numbers):

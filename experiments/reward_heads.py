@@ -107,8 +107,8 @@ def main() -> None:
 
     # 2. version by version
     for seed in s.seeds:
-        save_result("reward_heads", load_result("reward_heads") | {str(seed): measure(s, seed, prompts)})
-    result = load_result("reward_heads")
+        save_result("reward_heads", load_result("reward_heads", s) | {str(seed): measure(s, seed, prompts)}, s)
+    result = load_result("reward_heads", s)
     draw(result, s.seeds)
     for version in VERSIONS:
         print(version)

@@ -73,7 +73,8 @@ def share_right(right: list[float], wrong: list[float], test: list[dict]) -> dic
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), load_result("reward_sees_content")
+    s = parse_settings(Settings, __doc__)
+    result = load_result("reward_sees_content", s)
     set_threads(1)
     prompts = [prompt for prompt in read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl") if not prompt["is_safety"]]
     test = [row for row in toy.written_pairs(s.split, s.pairs) if row["family"] not in toy.PROBES]
@@ -103,8 +104,8 @@ def main() -> None:
             print(f"seed {seed}, {name}: content {entry[name]['content']['all']}, sampled pairs "
                   f"{entry[name]['sampled pairs']['average']}, best of 16 {entry[name]['best of 16']}, {seconds:.0f} s",
                   flush=True)
-        save_result("reward_sees_content", result)
-    draw_and_print([load_result("reward_sees_content")[str(seed)] for seed in s.seeds])
+        save_result("reward_sees_content", result, s)
+    draw_and_print([load_result("reward_sees_content", s)[str(seed)] for seed in s.seeds])
 
 
 def draw_and_print(found: list[dict]) -> None:

@@ -11,7 +11,6 @@ For each seed, on the test prompts (V4 at temperature 1):
 Writes experiments/results/rivals.json.
 """
 
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 
 import eval as measures
 from data import read_prompts, read_sft, toy
-from experiments.common import RESULTS, save_result
+from experiments.common import load_result, save_result
 from rejection_sampling import Judges, best_of
 from rejection_sampling import Settings as RoundSettings
 from reward import AXES
@@ -63,8 +62,8 @@ def main() -> None:
     s = parse_settings(Settings, __doc__)
     set_threads(s.threads)
     dev, test = (read_prompts(toy.ensure() / f"prompts-{split}.jsonl") for split in ("dev", "test"))
-    k, rounds, file = RoundSettings.samples, RoundSettings(), RESULTS / "rivals.json"
-    result = json.loads(file.read_text()) if file.exists() else {}
+    k, rounds = RoundSettings.samples, RoundSettings()
+    result = load_result("rivals", s)
     for seed in s.seeds:
         root = s.out / str(seed)
         sft, tokenizer = load_model(root / "sft")
@@ -108,8 +107,8 @@ def main() -> None:
                 entry["rivals"][name] = {"summary": measures.summary(test, rows), "V4 wins": found}
                 print(f"seed {seed}: V4 against {name}: helpfulness {found['helpfulness']}, safety {found['safety']}")
         result[str(seed)] = entry
-        save_result("rivals", result)
-    result = json.loads(file.read_text())
+        save_result("rivals", result, s)
+    result = load_result("rivals", s)
     for name in result[str(s.seeds[0])]["rivals"]:
         for axis in AXES:
             rates = [result[str(seed)]["rivals"][name]["V4 wins"][axis][0] for seed in s.seeds]

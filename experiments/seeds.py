@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, save_result, side_by_side
+from experiments.common import RESULTS, load_result, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, run, set_threads
 
 
@@ -98,14 +98,13 @@ def main() -> None:
 
     # 2. measure each on the test prompts
     name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
-    file = RESULTS / f"{name}.json"
-    result = json.loads(file.read_text()) if file.exists() else {}
+    result = load_result(name, s)
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), s.samples, seed)
-        save_result(name, result)
+        save_result(name, result, s)
 
     # 3. means over seeds
-    result = json.loads(file.read_text())
+    result = load_result(name, s)
     draw(result, s.seeds)
     for version in result[str(s.seeds[0])]["versions"]:
         found = [result[str(seed)]["versions"][version] for seed in s.seeds]

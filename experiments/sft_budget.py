@@ -54,7 +54,7 @@ def main() -> None:
                         **{group: asked(root / "sft", constraints[group], "dev", s.seed)["all"] for group in GROUPS}}
         print(f"{name:<60} held-out loss {record['dev_loss']:.3f}, {record['cpu_seconds']:.0f} CPU s,",
               ", ".join(f"{key} {result[name][key]}" for key in ("helpfulness", "safety", *GROUPS)), flush=True)
-    save_result("sft_budget", result)
+    save_result("sft_budget", result, s)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main() -> None:
     set_threads(1)
     for seed in s.seeds:
         result[str(seed)] = measure(s.out, seed, s.repeats)
-        save_result("table08", result)
+        save_result("table08", result, s)
     found = [result[str(seed)] for seed in s.seeds]
     for axis in AXES[::-1]:
         count = sum(sum(one["pairs"][axis].values()) for one in found)

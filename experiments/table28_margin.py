@@ -21,6 +21,7 @@ from data.jsonl import RATINGS
 from experiments.common import (
     RESULTS,
     accuracy,
+    differences_over_seeds,
     draw_panels,
     fresh_pairs,
     load_result,
@@ -71,21 +72,24 @@ def draw(found: list[dict]) -> None:
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), load_result("table28")
+    s = parse_settings(Settings, __doc__)
+    result = load_result("table28", s)
     set_threads(1)
     for seed in s.seeds:
         rows = training_pairs(s.out, seed, "helpfulness")[: s.max_pairs or None]
         tests = fresh_pairs(s.out, seed, "helpfulness", s.repeats)
         result[str(seed)] = {margin: measure(s.out, seed, margin, rows, tests) for margin in MARGINS} | {"pairs": len(tests)}
-        save_result("table28", result)
+        save_result("table28", result, s)
     found = [result[str(seed)] for seed in s.seeds]
     draw(found)
     tables = {margin: [one[margin]["accuracy"] for one in found] for margin in MARGINS}
     print_percent(f"Helpfulness accuracy on {sum(one['pairs'] for one in found):,} pairs, {len(found)} seeds",
                   {margin: over_seeds(table) for margin, table in tables.items()})
-    print_percent("Difference to no margin, paired by seed", {margin: {name: measures.difference(
-        [row[name][0] for row in tables[margin]], [row[name][0] for row in tables["none"]]) for name in tables["none"][0]}
-        for margin in ("small", "large")})
+    looked_at = 2 * len(tables["none"][0])  # two margins, each grade and the average: read side by side
+    changes = {}
+    for margin in ("small", "large"):
+        changes[margin] = differences_over_seeds(tables[margin], tables["none"], looked_at)
+    print_percent(f"Difference to no margin, paired by seed, corrected for {looked_at} comparisons", changes)
     for margin in MARGINS:
         gaps, loss = over_seeds([one[margin]["gap"] for one in found]), [one[margin]["held-out loss"] for one in found]
         print(f"{margin:<6} gap between chosen and rejected: " + ", ".join(f"{name} {gap.mean:.2f}" for name, gap in gaps.items())

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 from experiments.common import (
     RESULTS,
+    differences_over_seeds,
     draw_panels,
     fresh_pairs,
     load_result,
@@ -78,24 +79,24 @@ def draw(found: list[dict]) -> None:
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), load_result("table29")
+    s = parse_settings(Settings, __doc__)
+    result = load_result("table29", s)
     set_threads(1)
     for seed in s.seeds:
         rows = training_pairs(s.out, seed, "safety")[: s.max_pairs or None]
         tests = {axis: fresh_pairs(s.out, seed, axis, s.repeats) for axis in AXES}
         result[str(seed)] = {name: measure(s.out, seed, weight, rows, tests) for name, weight in WEIGHTS.items()}
         result[str(seed)]["pairs"] = len(tests["safety"])
-        save_result("table29", result)
+        save_result("table29", result, s)
     found = [result[str(seed)] for seed in s.seeds]
     draw(found)
     for kind, title in (("accuracy", f"Safety model, accuracy on {sum(one['pairs'] for one in found):,} pairs"),
                         ("shares", "Shares of answers")):
         tables = {name: [one[name][kind] for one in found] for name in WEIGHTS}
         first, second = tables.values()
-        change = {column: measures.difference([row[column][0] for row in second], [row[column][0] for row in first])
-                  for column in first[0]}
+        change = differences_over_seeds(second, first, comparisons=len(first[0]))
         print_percent(f"{title}, {len(found)} seeds", {name: over_seeds(table) for name, table in tables.items()}
-                      | {"difference, paired by seed": change})
+                      | {f"difference, paired by seed, for all {len(change)}": change})
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ def main() -> None:
     name = "table30" if s.preset == "toy" else f"table30-{s.preset}"
     for seed, root in roots.items():
         found = measure(root, s, seed)
-        save_result(name, load_result(name) | {str(seed): found})
-    draw(load_result(name), s.seeds, name)
+        save_result(name, load_result(name, s) | {str(seed): found}, s)
+    draw(load_result(name, s), s.seeds, name)
 
 
 if __name__ == "__main__":

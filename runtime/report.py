@@ -163,7 +163,8 @@ def content_table(metrics: dict, out: Path) -> Table:
         "Right before nice: is what the answers say still right? Content is the mean credit, from 0 to 1, of what an answer "
         "to a harmless prompt says, without its style; in brackets the share that is wholly right. Helpfulness also pays for "
         "style: where it rises while content falls, answers became nicer and less right. Temperature 1 is the model as it "
-        f"is; cool and greedy answers show what it knows. The paper has no such table. {about(metrics, out)}", ["", *columns], rows)
+        f"is; cool and greedy answers show what it knows. The paper has no such table. {about(metrics, out)}",
+        ["", *columns], rows)
 
 
 def summary_section(metrics: dict, out: Path) -> tuple[str, list]:

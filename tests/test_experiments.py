@@ -3,16 +3,18 @@
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from data import read_prompts, read_sft, toy
+from data import InputError, read_prompts, read_sft, toy
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
 from experiments import common, constrained_prompts, longer_sft
 from experiments.constrained_prompts import constrained_dialog, ghost_prompts, write_prompts
+from experiments.forgetting import families_over_seeds
 from experiments.longer_sft import asked, is_blend
 from experiments.table29_safety_loss import safety_bin
 from gatt import instruct, obeys_exactly
@@ -20,12 +22,74 @@ from reward import AXES, load_reward_model
 from tests.helpers import chain, write_lines
 
 
+@dataclass
+class Marked:
+    seeds: tuple[int, ...] = (1, 2, 3)
+    out: Path = Path("out")
+    samples: int = 4
+
+
+def test_load_result_refuses_to_mix(tmp_path, monkeypatch):
+    """Numbers of another world, of other settings, of another results version, or of none are not mixed with new ones."""
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    common.save_result("x", {"1": 0.5}, Marked())
+    assert common.load_result("x", Marked(out=Path("elsewhere"))) == {"1": 0.5}
+    with pytest.raises(InputError, match=r"x.json: its settings is .*'samples': 4.*, now it is .*'samples': 8.*delete x.json"):
+        common.load_result("x", Marked(samples=8))
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "RESULTS_VERSION", 2)
+        with pytest.raises(InputError, match="its version is 1, now it is 2"):
+            common.load_result("x", Marked())
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "NOISE", 0.1)
+        with pytest.raises(InputError, match="its world is"):
+            common.load_result("x", Marked())
+    (tmp_path / "old.json").write_text('{"1": 0.5}')
+    with pytest.raises(InputError, match="old.json: a result without its mark"):
+        common.load_result("old", Marked())
+
+
+def test_published_results_are_marked():
+    """Every JSON of the experiments has a mark of this world and results version."""
+    files = sorted((Path(common.__file__).parent / "results").glob("*.json"))
+    assert files
+    for path in files:
+        content = json.loads(path.read_text())
+        assert set(content) == {"mark", "result"}, path
+        assert content["mark"]["world"] == toy.world_hash(), path
+        assert content["mark"]["version"] == common.RESULTS_VERSION, path
+
+
+def test_over_seeds_corrected():
+    """Means of seeds, Student's t over seeds; several looks at once widen the intervals; differences are paired."""
+    first = [{"a": (0.5, 0.4, 0.6)}, {"a": (0.7, 0.6, 0.8)}, {"a": (0.9, 0.8, 1.0)}]
+    second = [{"a": (0.4, 0.3, 0.5)}, {"a": (0.6, 0.5, 0.7)}, {"a": (0.7, 0.6, 0.8)}]
+    assert common.over_seeds(first)["a"] == interval([0.5, 0.7, 0.9])
+    assert common.over_seeds(first, 10)["a"] == interval([0.5, 0.7, 0.9], comparisons=10)
+    found = common.differences_over_seeds(first, second, 4)["a"]
+    assert found == interval([0.5 - 0.4, 0.7 - 0.6, 0.9 - 0.7], comparisons=4)
+
+
+def test_families_over_seeds():
+    """Never pooled by item: the interval is over the seeds' means, corrected for the number of families."""
+    def seed(list_gap: float, poem_gap: float) -> dict:
+        narrow = {"list": list_gap, "poem": poem_gap}
+        return {name: [[0.5 + gap, 0, 1, 9, 9, 9], [gap, gap - 0.001, gap + 0.001], "better"] for name, gap in narrow.items()}
+
+    table = families_over_seeds([seed(0.3, 0.1), seed(0.1, 0.1), seed(-0.1, 0.1)])
+    assert table["list"]["difference"] == interval([0.3, 0.1, -0.1], comparisons=2)
+    assert table["list"]["wins"] == interval([0.8, 0.6, 0.4])
+    assert table["list"]["verdict"] == "unclear" and table["poem"]["verdict"] == "better"
+
+
 def test_save_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    assert common.load_result("x") == {}
-    common.save_result("x", {1: Interval(0.123456, -math.inf, math.inf), "n": 3})
-    assert json.loads((tmp_path / "results" / "x.json").read_text()) == {"1": [0.1235, None, None], "n": 3}
-    assert common.load_result("x")["1"][0] == 0.1235
+    assert common.load_result("x", Marked()) == {}
+    common.save_result("x", {1: Interval(0.123456, -math.inf, math.inf), "n": 3}, Marked(seeds=(7,)))
+    content = json.loads((tmp_path / "results" / "x.json").read_text())
+    assert content["result"] == {"1": [0.1235, None, None], "n": 3}
+    assert content["mark"]["settings"] == {"samples": 4}, "where models lie and which seeds are run changes no number"
+    assert common.load_result("x", Marked())["1"][0] == 0.1235
 
 
 def test_over_seeds():

@@ -124,7 +124,7 @@ class Reader(html.parser.HTMLParser):
 
 def write_reference(path: Path, numbers: dict) -> Path:
     """A file of reference runs, {seed: {name: value}}, as `experiments/reference.py` writes it."""
-    path.write_text(json.dumps(numbers))
+    path.write_text(json.dumps({"mark": {"world": toy.world_hash()}, "result": numbers}))
     return path
 
 
@@ -370,6 +370,15 @@ def test_cached_adherence(tmp_path, monkeypatch):
     assert cached_adherence(folder, path, dialogs=2) == rows and not asked, "kept"
     cached_adherence(folder, path, dialogs=2, seed=7)
     assert asked == [{"turns": 2, "measure": (1, 2), "seed": 7}], "another seed is asked anew, told once in a dialog"
+
+
+def test_read_reference(tmp_path, capsys):
+    """Reference runs of another world are no measure of this one."""
+    assert evaluation.read_reference(tmp_path / "missing.json") == {}
+    path = write_reference(tmp_path / "reference.json", {"1": {"sft: helpfulness": 0.5}})
+    assert evaluation.read_reference(path) == {"1": {"sft: helpfulness": 0.5}} and not capsys.readouterr().out
+    path.write_text(json.dumps({"mark": {"world": "another"}, "result": {"1": {}}}))
+    assert evaluation.read_reference(path) == {} and "of another toy world" in capsys.readouterr().out
 
 
 def test_main_wiring(tmp_path, monkeypatch):
@@ -685,7 +694,7 @@ def test_reference(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.common.RESULTS", tmp_path / "results")
     monkeypatch.setattr("sys.argv", ["reference.py", "--seeds", "7", "--out", str(tmp_path / "runs"), "--collect"])
     reference.main()
-    found = json.loads((tmp_path / "results" / "reference.json").read_text())
+    found = json.loads((tmp_path / "results" / "reference.json").read_text())["result"]
     assert found["7"] == pytest.approx(metrics_of(made()[0])["numbers"], abs=1e-4)
 
 
