@@ -11,6 +11,7 @@ from data import InputError, read_prompts, toy
 from eval import (
     Interval,
     accuracy_intervals,
+    at_temperature,
     axis_of,
     binned,
     by_family,
@@ -22,6 +23,7 @@ from eval import (
     difference,
     evaluate,
     evaluate_on_dev,
+    harmless,
     interval,
     judge,
     pair_calibration,
@@ -419,6 +421,15 @@ def test_evaluate(tmp_path):
     assert [r["answer_ids"] for r in rows] != [
         r["answer_ids"] for r in evaluate(tiny_model(), toy_tokenizer(), prompts, seed=1, **options)
     ]
+
+
+def test_at_temperature():
+    assert [at_temperature(value) for value in (1.0, 0.4, 0.0)] == ["temperature 1", "temperature 0.4", "greedy"]
+
+
+def test_harmless():
+    prompts = toy_prompts(9)
+    assert harmless(prompts) == [prompt for prompt in prompts if prompt["kind"] != "unsafe"]
 
 
 def test_evaluate_on_dev(capsys):
