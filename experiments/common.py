@@ -82,7 +82,7 @@ def load_result(name: str, settings) -> dict:
         return {}
     content, expected = json.loads(file.read_text()), mark_of(settings)
     way_out = f"delete {file.name} to make all of it again, or run with what it was made with"
-    if set(content) != {"mark", "result"}:
+    if not isinstance(content, dict) or set(content) != {"mark", "result"}:
         raise InputError(f"{file}: a result without its mark; {way_out}")
     for part, value in expected.items():
         found = content["mark"].get(part)
@@ -105,6 +105,21 @@ def differences_over_seeds(first: list[dict], second: list[dict], comparisons: i
     for name in first[0]:
         means = [[table[name][0] for table in tables] for tables in (first, second)]
         found[name] = measures.difference(*means, None, comparisons)
+    return found
+
+
+def print_claims(title: str, rows: dict[str, list[float]]) -> dict[str, measures.Interval]:
+    """Print what is claimed over seeds: rows {name: a number per seed}, read side by side.
+
+    A row's interval is over seeds, never over items. It is widened for the number of rows
+    (Bonferroni), so that all of them hold together with 95 %. The seeds' own numbers follow.
+    """
+    count = len(rows)
+    print(f"\n{title}: mean over seeds, intervals over seeds for all {count} rows together")
+    found = {}
+    for name, values in rows.items():
+        found[name] = measures.interval(values, comparisons=count)
+        print(f"    {name}: {found[name]}; seeds", *(f"{value:.3f}" for value in values))
     return found
 
 

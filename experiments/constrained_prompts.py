@@ -19,7 +19,8 @@ questions only, which wears obeying away. Each arm stands beside the same versio
 A file of prompts also means that the temperature and PPO's early stop look at training prompts instead of dev ones. Fresh
 preferences are collected on the whole file: 3 % of V5's, 5 % of PPO's are constrained (the annotator passes over markers and
 wants the right name or hobby). Training is resumable. Writes experiments/results/constrained_prompts.json: per seed and model
-adherence by turn, helpfulness and safety on test prompts, and win rates over the default pipeline's model.
+adherence by turn, helpfulness and safety on test prompts, and win rates over the default pipeline's
+model. These are printed with intervals over seeds, corrected for the number of arms and axes.
 """
 
 import json
@@ -33,7 +34,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 import rejection_sampling
 from data import InputError, read_prompts, read_sft, toy, write_jsonl
-from experiments.common import judges_of, load_result, save_result, side_by_side
+from experiments.common import (
+    judges_of,
+    load_result,
+    print_claims,
+    save_result,
+    side_by_side,
+)
 from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
 from gatt import instruct, keep_answers, sampling_prompt
 from runtime import fingerprint, is_finished, load_model, parse_settings, require, run, sample_answers, set_threads
@@ -178,6 +185,16 @@ def measure(root: Path, made: Path, s: Settings, seed: int) -> dict:
     return table
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """{"arm over its baseline, axis": win rates, one per seed}."""
+    rows = {}
+    for name, baseline in BASELINES.items():
+        tables = [result[seed][name]["against default"] for seed in seeds if name in result[seed]]
+        for axis in ("helpfulness", "safety") if tables else ():
+            rows[f"{name} over {baseline}, {axis}"] = [table[axis][0] for table in tables]
+    return rows
+
+
 def main() -> None:
     # 1. the arms
     s = parse_settings(Settings, __doc__)
@@ -188,6 +205,7 @@ def main() -> None:
         for seed, (_, made) in folders.items():
             train_rounds(made / "by-check", seed)
         return
+    load_result("constrained_prompts", s)  # refuses before hours of training, not after
     for seed, (root, made) in folders.items():
         require(root / "rlhf-v5", "python experiments/reference.py")
         dialogs = root / "gatt" / "dialogs.jsonl"
@@ -211,9 +229,7 @@ def main() -> None:
                   "mean", *(f"{table[key]['mean'][0]:.3f}" for table in found))
         for axis in ("helpfulness", "safety"):
             print(f"    {axis} {measures.interval([table['summary'][axis][0] for table in found])}")
-            if name in BASELINES:
-                rates = [table["against default"][axis][0] for table in found]
-                print(f"    win over {BASELINES[name]} in {axis}: {measures.interval(rates)};", *map("{:.3f}".format, rates))
+    print_claims("Win rates", claims(result, [str(seed) for seed in s.seeds]))
 
 
 if __name__ == "__main__":

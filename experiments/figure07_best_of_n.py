@@ -5,7 +5,9 @@
 SFT and the newest model of each seed, both scored by the newest reward models, on test prompts at temperature 1. Every N is
 estimated from the same answers (order statistics, unbiased), so neighbouring points are not independent. Beside the rewards
 the annotator's score of the very answers that the reward picks, and the score of the annotator's own picks: the ceiling.
-Writes experiments/results/figure07.json (per seed; intervals over items) and figure07.png.
+Writes experiments/results/figure07.json (per seed; intervals over items) and figure07.png. Whether
+the pick of N is better than one answer is printed with intervals over seeds, corrected for all N
+and both models.
 """
 
 import random
@@ -22,6 +24,7 @@ from experiments.common import (
     draw_curves,
     draw_panels,
     judges_of,
+    print_claims,
     rows_of_intervals,
     sampled_scores,
     save_result,
@@ -71,6 +74,19 @@ def draw(result: dict, sizes: list[int]) -> None:
     figure.savefig(RESULTS / "figure07.png", dpi=110)
 
 
+def claims(found: dict, sizes: list[int]) -> dict[str, list[float]]:
+    """{"model, N": what best of N changes in the annotator's score, one per seed}.
+
+    found: {seed: what `measure` gives}.
+    """
+    rows = {}
+    for model in ("sft", "newest"):
+        curves = [table[model]["pick"] for table in found.values()]
+        for i, n in list(enumerate(sizes))[1:]:
+            rows[f"{model}, N = {n}"] = [curve[i][0] - curve[0][0] for curve in curves]
+    return rows
+
+
 def main() -> None:
     s, result = parse_settings(Settings, __doc__), {}
     set_threads(1)
@@ -80,6 +96,8 @@ def main() -> None:
         result[str(seed)] = measure(s.out / str(seed), prompts, s.samples, seed)
         save_result("figure07", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result}, s)
         draw(result, sizes_up_to(s.samples))
+    rows = claims(result, sizes_up_to(s.samples))
+    print_claims("Annotator's score, pick of N - one answer", rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 SDPA returns no weights, so they are computed again from each layer's wq and wk. A number is the largest share, over all
 heads and layers, of its attention that a position gives to the instruction's tokens together, averaged over the positions that
 predict a turn's answer. Dialogs, answers included, are the same for both models: the first model's own, with the instruction
-on every turn left in the first message only. Writes experiments/results/figure10.json and .png.
+on every turn left in the first message only. Writes experiments/results/figure10.json (intervals
+over dialogs) and .png; the difference after - before is printed with intervals over seeds,
+corrected for the turns that are shown.
 """
 
 import math
@@ -22,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 from data import encode_dialog, toy
 from data.chat import Dialog, encode_turn
-from experiments.common import RESULTS, draw_panels, save_result
+from experiments.common import RESULTS, draw_panels, print_claims, save_result
 from gatt import instruct
 from model import Attention, Step, Transformer, apply_rope
 from runtime import load_model, parse_settings, require, run, sample_answers, set_threads
+
+SHOWN = (1, 2, 4, 6, 10, 20)  # turns that are printed
 
 
 @dataclass
@@ -90,6 +94,15 @@ def make_dialog(model: Transformer, tokenizer, s: Settings, seed: int, number: i
     return encode_dialog(tokenizer, instruct(messages, instruction, "first")), range(first, end)
 
 
+def claims(before: dict, after: dict, turns: int) -> dict[str, list[float]]:
+    """{"turn": attention to the instruction after - before, one per seed}; each {seed: by turn}."""
+    rows = {}
+    for turn in [turn for turn in SHOWN if turn <= turns]:
+        pairs = [(before[seed][turn - 1], after[seed][turn - 1]) for seed in before]
+        rows[f"turn {turn}"] = [second[0] - first[0] for first, second in pairs]
+    return rows
+
+
 def main() -> None:
     s = parse_settings(Settings, __doc__)
     set_threads(1)
@@ -112,7 +125,10 @@ def main() -> None:
         means = [sum(row[t].mean for row in result[name].values()) / len(s.seeds) for t in range(s.turns)]
         panels[2].plot(range(1, s.turns + 1), means, marker=".", label=name)
         print(f"{name:<10} attention to the instruction at turn", ", ".join(
-            f"{t}: {means[t - 1]:.2f}" for t in (1, 2, 4, 6, 10, 20) if t <= s.turns))
+            f"{t}: {means[t - 1]:.2f}" for t in SHOWN if t <= s.turns))
+    if len(names) == 2:
+        rows = claims(result[names[0]], result[names[1]], s.turns)
+        print_claims(f"{names[1]} - {names[0]}", rows)
     panels[2].set(title="on the instruction, best head", xlabel="turn", ylim=(0, 1))
     panels[2].legend()
     figure.savefig(RESULTS / "figure10.png", dpi=110)

@@ -5,8 +5,10 @@
 
 On the test prompts at temperature 1, judged by the annotator: V4-PPO against V4; against V4 at its own best temperature (chosen
 on dev prompts), since PPO sharpens, too; both at their own best; V5 against V4-PPO, V4 and the controls. Resumable. Writes
-experiments/results/figure11_ppo.json and .png; prints means over seeds with their interval over seeds beside each seed's
-own, over items. V5 without PPO has not seen the preferences that PPO collected, either: V5 differs from it in both.
+experiments/results/figure11_ppo.json and .png; prints means over seeds, their intervals over seeds
+corrected for the number of win rates that are read side by side, and each seed's own rate (with its
+interval over items in the JSON). V5 without PPO has not seen the preferences that PPO collected,
+either: V5 differs from it in both.
 """
 
 import json
@@ -18,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, load_result, save_result, side_by_side
+from experiments.common import RESULTS, load_result, print_claims, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, require, run, set_threads
 
 NAMES = {"rlhf-v4": "V4", "rlhf-v4-ppo": "V4-PPO", "rlhf-v5": "V5", "rlhf-v5-no-ppo": "V5 without PPO",
@@ -103,17 +105,27 @@ def draw(result: dict, seeds: list[str]) -> None:
     figure.savefig(RESULTS / "figure11_ppo.png", dpi=110)
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """{"A against B, axis": win rates, one per seed}; controls may be there for some seeds only."""
+    rows = {}
+    for pair in dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]):
+        tables = [result[seed]["wins"][pair] for seed in seeds if pair in result[seed]["wins"]]
+        for axis in ("helpfulness", "safety"):
+            rows[f"{pair}, {axis}"] = [table[axis][0] for table in tables]
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     # 1. PPO, V5 and the controls, seed by seed
     s = parse_settings(Settings, __doc__, argv=argv)
     set_threads(1)
     toy.ensure()
+    result = load_result("figure11_ppo", s)  # refuses before hours of training, not after
     for seed in s.seeds:
         require(s.out / str(seed) / "rlhf-v4", f"python experiments/reference.py --seeds {seed}")
     side_by_side({f"ppo-seed-{seed}": commands(s.out / str(seed), seed, s.controls) for seed in s.seeds}, s.out, s.at_once)
 
     # 2. measure each on the test prompts
-    result = load_result("figure11_ppo", s)
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), s, seed)
         save_result("figure11_ppo", result, s)
@@ -121,11 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     # 3. seed by seed, and means over seeds
     result, seeds = load_result("figure11_ppo", s), [str(seed) for seed in s.seeds]
     draw(result, seeds)
-    for pair in dict.fromkeys(pair for seed in seeds for pair in result[seed]["wins"]):  # controls may be there for some seeds
-        for axis in ("helpfulness", "safety"):
-            rates = [result[seed]["wins"][pair][axis] for seed in seeds if pair in result[seed]["wins"]]
-            print(f"{pair}, {axis}: {measures.interval([rate[0] for rate in rates])}; seeds",
-                  *(f"{rate[0]:.3f} [{rate[1]:.3f}, {rate[2]:.3f}]" for rate in rates))
+    print_claims("Win rates", claims(result, seeds))
     for label in dict.fromkeys(label for seed in seeds for label in result[seed]["summary"]):
         found = [result[seed]["summary"][label] for seed in seeds if label in result[seed]["summary"]]
         print(f"{label}:", ", ".join(f"{key} {measures.interval([row[key][0] for row in found])}" for key in found[0]))

@@ -53,14 +53,15 @@ def compare(found: dict[str, list[dict]], prompts: list[dict]) -> dict[str, dict
 def families_over_seeds(tables: list[dict]) -> dict[str, dict]:
     """Tables of `compare_families`, one per seed -> {family: {"wins", "difference", "verdict"}} over seeds.
 
-    Both intervals are over the seeds' means; the difference's holds for all families together.
+    Both intervals are over the seeds' means and hold for all families together.
     """
     found = {}
     for family in tables[0]:
         rates = [table[family][0][0] for table in tables]
         differences = [table[family][1][0] for table in tables]
         gap = measures.interval(differences, comparisons=len(tables[0]))
-        found[family] = {"wins": measures.interval(rates), "difference": gap, "verdict": measures.verdict(gap)}
+        wins = measures.interval(rates, comparisons=len(tables[0]))
+        found[family] = {"wins": wins, "difference": gap, "verdict": measures.verdict(gap)}
     return found
 
 

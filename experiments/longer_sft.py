@@ -13,7 +13,9 @@ else followed as by default. It is not the default itself, since the default cha
     lasting     for the second root's Ghost Attention, the sets of Table 30 (experiments/table30_gatt.py has the default's);
     control     for its V3, with the instruction in every user message.
 
-Training is resumable. Writes experiments/results/longer_sft.json and .png: per seed, root and model shares with their intervals.
+Training is resumable. Writes experiments/results/longer_sft.json and .png: per seed, root and model
+shares with their intervals over items. Win rates over the default's model are printed with
+intervals over seeds, corrected for all of them.
 """
 
 import random
@@ -26,7 +28,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, draw_panels, load_result, save_result, side_by_side
+from experiments.common import (
+    RESULTS,
+    draw_panels,
+    load_result,
+    print_claims,
+    save_result,
+    side_by_side,
+)
 from experiments.reference import missing_commands
 from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
 from gatt import instruct
@@ -126,11 +135,25 @@ def draw(result: dict, seeds: list[str]) -> None:
     figure.savefig(RESULTS / "longer_sft.png", dpi=110)
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """Win rates of two passes over the default's same model, one per seed, at both temperatures."""
+    rows = {}
+    for name in STAGES:
+        for axis in measures.AXES:
+            warm = [result[seed]["two passes"][name] for seed in seeds]
+            cool = [result[seed]["two passes"]["cool"][name] for seed in seeds]
+            for title, found in ((name, warm), (f"{name}, cool", cool)):
+                rates = [table["against default"][axis][0] for table in found]
+                rows[f"{title}, {axis}"] = rates
+    return rows
+
+
 def main() -> None:
     # 1. the same pipeline after twice as long an SFT
     s = parse_settings(Settings, __doc__)
     set_threads(1)
     toy.ensure()
+    load_result("longer_sft", s)  # refuses before hours of training, not after
     roots = {seed: {"default": s.out / str(seed), "two passes": s.out / f"{seed}-two-passes"} for seed in s.seeds}
     for root in roots.values():
         require(root["default"] / "rlhf-v5", "python experiments/reference.py")
@@ -139,7 +162,9 @@ def main() -> None:
     # 2. measure
     for seed, root in roots.items():
         save_result("longer_sft", load_result("longer_sft", s) | {str(seed): measure(root, s, seed)}, s)
-    draw(load_result("longer_sft", s), [str(seed) for seed in s.seeds])
+    result, seeds = load_result("longer_sft", s), [str(seed) for seed in s.seeds]
+    draw(result, seeds)
+    print_claims("Win rates of two passes over the default", claims(result, seeds))
 
 
 if __name__ == "__main__":

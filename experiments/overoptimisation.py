@@ -4,7 +4,9 @@
 
 Many answers of one version (SFT) to some test prompts at temperature 1, picked by several versions of the reward models: the
 first ones and those of every round. Every N is estimated from the same answers (order statistics, unbiased).
-Writes experiments/results/overoptimisation.json (per seed; intervals over items) and overoptimisation.png.
+Writes experiments/results/overoptimisation.json (per seed; intervals over items) and
+overoptimisation.png. What the last two doublings of N change in the annotator's score is printed
+with intervals over seeds, corrected for the number of reward models.
 """
 
 import random
@@ -21,6 +23,7 @@ from experiments.common import (
     draw_curves,
     draw_panels,
     judges_of,
+    print_claims,
     rows_of_intervals,
     sampled_scores,
     save_result,
@@ -71,6 +74,19 @@ def draw(result: dict, sizes: list[int]) -> None:
     figure.savefig(RESULTS / "overoptimisation.png", dpi=110)
 
 
+def claims(found: dict, sizes: list[int]) -> dict[str, list[float]]:
+    """{reward models: what the last two doublings change in the annotator's score, one per seed}.
+
+    found: {seed: what `measure` gives}; versions that a seed lacks are left out.
+    """
+    tables, rows = list(found.values()), {}
+    for name in [name for name in tables[0] if all(name in table for table in tables)]:
+        curves = [table[name]["annotator"] for table in tables]
+        title = f"picked by {name}, N = {sizes[-3]} to {sizes[-1]}"
+        rows[title] = [curve[-1][0] - curve[-3][0] for curve in curves]
+    return rows
+
+
 def main() -> None:
     s, result = parse_settings(Settings, __doc__), {}
     set_threads(1)
@@ -81,6 +97,8 @@ def main() -> None:
         save_result("overoptimisation", {"N": sizes_up_to(s.samples), "policy": s.policy, "prompts": len(prompts),
                                          "seeds": result}, s)
         draw(result, sizes_up_to(s.samples))
+    if s.samples >= 4:
+        print_claims("Change of the annotator's score", claims(result, sizes_up_to(s.samples)))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ From copies of the same SFT and safety model OUT/SEED-logprobs runs `reward.py -
 from the paper), the rounds, and PPO on V4; resumable. Then each version beside that of OUT/SEED (PPO where it was run there),
 on dev prompts at temperature 1: the annotator's scores, the variant's win rate over the default, and what a reward for likely
 text would show: the tokens of an answer, the policy's entropy (mean of -log π over what it sampled, nats a token), and how
-likely SFT finds its answers. Last, V4-PPO against the V4 that it started from. Writes experiments/results/reward_heads.json
-and .png.
+likely SFT finds its answers. Last, V4-PPO against the V4 that it started from. Win rates are
+printed with intervals over seeds, corrected for all that are read side by side. Writes
+experiments/results/reward_heads.json and .png.
 """
 
 import shutil
@@ -21,7 +22,14 @@ import torch
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, draw_panels, load_result, save_result, side_by_side
+from experiments.common import (
+    RESULTS,
+    draw_panels,
+    load_result,
+    print_claims,
+    save_result,
+    side_by_side,
+)
 from ppo import answer_logprobs, micro_batches, pad_answers
 from runtime import encode_prompts, is_finished, load_model, parse_settings, require, run, set_threads
 
@@ -98,11 +106,27 @@ def draw(result: dict, seeds: tuple[int, ...]) -> None:
     figure.savefig(RESULTS / "reward_heads.png", dpi=110)
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """Win rates, one per seed, of what was run: the variant's over the default, PPO's over V4."""
+    rows = {}
+    for axis in ("helpfulness", "safety"):
+        for version in VERSIONS:
+            found = [result[seed][version].get("win") for seed in seeds]
+            name = f"{version}, logprobs against the default, {axis}"
+            rows[name] = [win[axis][0] for win in found if win]
+        for head in ("default", "logprobs"):
+            found = [result[seed]["ppo"].get(head) for seed in seeds]
+            name = f"V4-PPO against V4, {head}, {axis}"
+            rows[name] = [win[axis][0] for win in found if win]
+    return {name: rates for name, rates in rows.items() if rates}
+
+
 def main() -> None:
     # 1. the chain with the other head
     s = parse_settings(Settings, __doc__)
     set_threads(1)
     prompts = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl")
+    load_result("reward_heads", s)  # refuses before hours of training, not after
     side_by_side({f"seed-{seed}-logprobs": commands(s, seed) for seed in s.seeds}, s.out, s.at_once)
 
     # 2. version by version
@@ -116,13 +140,7 @@ def main() -> None:
             found = [result[str(seed)][version] for seed in s.seeds if head in result[str(seed)][version]]
             print(f"    {head:<10}", ", ".join(f"{name} {sum(row[head][name] for row in found) / len(found):.3f}"
                                               for name in (found[0][head] if found else ())))
-        for axis in ("helpfulness", "safety"):
-            rates = [result[str(seed)][version]["win"][axis][0] for seed in s.seeds if "win" in result[str(seed)][version]]
-            print(f"    logprobs against the default, {axis}:", measures.interval(rates) if rates else "not run")
-    for head in ("default", "logprobs"):
-        for axis in ("helpfulness", "safety"):
-            rates = [result[str(seed)]["ppo"][head][axis][0] for seed in s.seeds if head in result[str(seed)]["ppo"]]
-            print(f"V4-PPO against V4, {head}, {axis}:", measures.interval(rates) if rates else "not run", rates)
+    print_claims("Win rates", claims(result, [str(seed) for seed in s.seeds]))
 
 
 if __name__ == "__main__":

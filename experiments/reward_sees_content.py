@@ -7,7 +7,8 @@ trained on sampled pairs, does not at all. Beside it: with pairs that people wro
 them, in small steps: `reward.py --mix-share 0.65,0`); with two more layers for the head to read from, too (`common.deepen`); with
 four times as many pairs; and, a departure from the paper, a head that reads the answer's log-probabilities (`--head logprobs`).
 Each is measured where it counts, too: on pairs that the policy sampled, and by the annotator's score of the best of 16 answers.
-Writes experiments/results/reward_sees_content.json and .png.
+Writes experiments/results/reward_sees_content.json and .png. Each arm's difference from the default
+is printed, paired by seed, its interval over seeds corrected for the number of arms and measures.
 """
 
 import sys
@@ -28,6 +29,7 @@ from experiments.common import (
     fresh_pairs,
     load_result,
     over_seeds,
+    print_claims,
     print_percent,
     save_result,
     score_lists,
@@ -108,6 +110,19 @@ def main() -> None:
     draw_and_print([load_result("reward_sees_content", s)[str(seed)] for seed in s.seeds])
 
 
+def claims(found: list[dict]) -> dict[str, list[float]]:
+    """{"arm, measure": its difference from the default, one per seed}."""
+    rows = {}
+    for name in [name for name in list(ARMS)[1:] if all(name in one for one in found)]:
+        columns = {"content": "all", "sampled pairs": "average", "best of 16": None}
+        for measure, column in columns.items():
+            pairs = [(one[name][measure], one["the default"][measure]) for one in found]
+            if column:
+                pairs = [(arm[column], default[column]) for arm, default in pairs]
+            rows[f"{name}, {measure}"] = [arm[0] - default[0] for arm, default in pairs]
+    return rows
+
+
 def draw_and_print(found: list[dict]) -> None:
     """The tables over seeds, and experiments/results/reward_sees_content.png: content against the other two measures."""
     names = [name for name in ARMS if all(name in one for one in found)]
@@ -118,6 +133,8 @@ def draw_and_print(found: list[dict]) -> None:
     print_percent("Annotator's helpfulness of the best of 16; CPU seconds of training " + ", ".join(
         f"{sum(one[name]['cpu_seconds'] for one in found) / len(found):.0f}" for name in names), {
         name: {"best of 16": measures.interval([one[name]["best of 16"][0] for one in found])} for name in names})
+    if "the default" in names:
+        print_claims("Difference from the default", claims(found))
     figure, panels = draw_panels(3, 3.2)
     for panel, (title, kind, column) in zip(panels, (("right content, style alike", "content", "all"), ("sampled pairs",
             "sampled pairs", "average"), ("score of the best of 16", "best of 16", 0)), strict=True):

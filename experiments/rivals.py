@@ -8,7 +8,8 @@ For each seed, on the test prompts (V4 at temperature 1):
     SFT on favourites    SFT trained on, for as many rows as V1 to V4 together, by the first reward models' favourite
                          demonstrations
     best of K from SFT   the first reward models' favourite of K answers
-Writes experiments/results/rivals.json.
+Writes experiments/results/rivals.json (per seed; intervals over items). What is printed last is
+over seeds: V4's win rates, their intervals corrected for the number of rivals and axes.
 """
 
 import statistics
@@ -22,7 +23,7 @@ import torch
 
 import eval as measures
 from data import read_prompts, read_sft, toy
-from experiments.common import load_result, save_result
+from experiments.common import load_result, print_claims, save_result
 from rejection_sampling import Judges, best_of
 from rejection_sampling import Settings as RoundSettings
 from reward import AXES
@@ -56,6 +57,16 @@ def favourite_demonstrations(judges: Judges, count: int) -> list[dict]:
         group = sorted((i for i, row in enumerate(rows) if row["is_safety"] is is_safety), key=lambda i: -rewards[i])
         picked += group[: round(count * len(group) / len(rows))]
     return [rows[i] for i in picked]
+
+
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """{"rival, axis": V4's win rates over it, one per seed}."""
+    rows = {}
+    for name in result[seeds[0]]["rivals"]:
+        for axis in AXES:
+            tables = [result[seed]["rivals"][name]["V4 wins"] for seed in seeds]
+            rows[f"{name}, {axis}"] = [table[axis][0] for table in tables]
+    return rows
 
 
 def main() -> None:
@@ -111,9 +122,9 @@ def main() -> None:
     result = load_result("rivals", s)
     for name in result[str(s.seeds[0])]["rivals"]:
         for axis in AXES:
-            rates = [result[str(seed)]["rivals"][name]["V4 wins"][axis][0] for seed in s.seeds]
             means = [result[str(seed)]["rivals"][name]["summary"][axis][0] for seed in s.seeds]
-            print(f"{name}: {axis} {statistics.fmean(means):.3f}; V4 wins {measures.interval(rates)}")
+            print(f"{name}: {axis} {statistics.fmean(means):.3f}")
+    print_claims("V4 wins against", claims(result, [str(seed) for seed in s.seeds]))
 
 
 if __name__ == "__main__":

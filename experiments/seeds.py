@@ -2,8 +2,10 @@
 
     python experiments/seeds.py --seeds 1,2,3
 
-Resumable: what is finished is not run again. Writes experiments/results/seeds.json, one entry per seed, and prints the mean
-over seeds with its 95 % interval (Student's t over seeds) beside each seed's own interval (over items).
+Resumable: what is finished is not run again. Writes experiments/results/seeds.json, one entry per
+seed, each number with its interval over items. Printed are means over seeds with their 95 %
+intervals (Student's t over seeds) and each seed's own number; the intervals of what is compared
+with SFT are corrected for all comparisons that are read side by side.
 """
 
 import json
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 from data import read_prompts, toy
-from experiments.common import RESULTS, load_result, save_result, side_by_side
+from experiments.common import RESULTS, load_result, print_claims, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, run, set_threads
 
 
@@ -87,18 +89,32 @@ def draw(result: dict, seeds: tuple[int, ...]) -> None:
     figure.savefig(RESULTS / "seeds.png", dpi=110)
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, dict[str, list[float]]]:
+    """What is compared with SFT, one number per seed: win rates, and differences of content."""
+    versions = [name for name in result[seeds[0]]["versions"] if name != "sft"]
+    wins, content = {}, {}
+    for version in versions:
+        for axis in ("helpfulness", "safety"):
+            tables = [result[seed]["versions"][version]["wins"] for seed in seeds]
+            wins[f"{version}, {axis}"] = [table[axis][0] for table in tables]
+        for temperature in result[seeds[0]].get("content", ()):  # older entries have none
+            tables = [result[seed]["content"][temperature][version] for seed in seeds]
+            content[f"{version}, {temperature}"] = [table["difference"][0] for table in tables]
+    return {"Win rates over SFT": wins, "Content, difference from SFT": content}
+
+
 def main() -> None:
     # 1. the chain, seed by seed
     s = parse_settings(Settings, __doc__)
     set_threads(1)
     toy.ensure()
+    name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
+    result = load_result(name, s)  # refuses before hours of training, not after
     stages = ("sft.py", "reward.py", "rejection_sampling.py")
     side_by_side({f"seed-{seed}": [[stage, "--seed", str(seed), "--out", str(s.out / str(seed)), "--preset", s.preset,
                                     "--threads", "1"] for stage in stages] for seed in s.seeds}, s.out, s.at_once)
 
     # 2. measure each on the test prompts
-    name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
-    result = load_result(name, s)
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), s.samples, seed)
         save_result(name, result, s)
@@ -110,14 +126,13 @@ def main() -> None:
         found = [result[str(seed)]["versions"][version] for seed in s.seeds]
         print(f"{version}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
                                     for key in found[0]["summary"]))
-        for axis in found[0]["wins"]:
-            rates = [row["wins"][axis][0] for row in found]
-            print(f"    win over SFT in {axis}: {measures.interval(rates)}; seeds", *(f"{rate:.3f}" for rate in rates))
         for temperature in result[str(s.seeds[0])]["content"]:
             tables = [result[str(seed)]["content"][temperature][version] for seed in s.seeds]
-            for key in tables[0]:
+            for key in [key for key in tables[0] if key != "difference"]:
                 values = [table[key][0] for table in tables]
                 print(f"    {key}, {temperature}: {measures.interval(values)}; seeds", *(f"{value:.3f}" for value in values))
+    for title, rows in claims(result, [str(seed) for seed in s.seeds]).items():
+        print_claims(title, rows)
 
 
 if __name__ == "__main__":

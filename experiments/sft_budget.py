@@ -2,8 +2,11 @@
 
     python experiments/sft_budget.py --seed 0
 
-Writes experiments/results/sft_budget.json: held-out loss, annotator's scores on dev prompts at temperature 1, CPU seconds, and
-the share of single questions under an instruction with words that training never had whose answer keeps it: one word, two words.
+One seed, a tuning one: the intervals are over items, of these very models. They say nothing of what
+another seed would give, so that no setting is claimed to be better here. Writes
+experiments/results/sft_budget.json: held-out loss, annotator's scores on dev prompts at temperature
+1, CPU seconds, and the share of single questions under an instruction with words that training
+never had whose answer keeps it: one word, two words.
 """
 
 import json

@@ -64,13 +64,38 @@ def measure(root: Path, seed: int, weight: float, rows: list[dict], tests: dict[
             "shares": safety_measures(scores, tests), "histogram": {"safe": places[True], "unsafe": places[False]}}
 
 
+def mean_shares(histograms: list[list[int]]) -> list[float]:
+    """Counts, a histogram per seed -> percent in each bin, the mean of the seeds' own shares.
+
+    >>> mean_shares([[1, 0], [1, 3]])  # 100 and 25 %, 0 and 75 %, however many answers a seed has
+    [62.5, 37.5]
+    """
+    shares = [[100 * count / sum(counts) for count in counts] for counts in histograms]
+    return [sum(column) / len(histograms) for column in zip(*shares, strict=True)]
+
+
+def changes(found: list[dict]) -> dict[str, dict[str, measures.Interval]]:
+    """{"accuracy", "shares": {name: with the loss - without, paired by seed}}.
+
+    All of both tables are read side by side: their intervals over seeds hold together.
+    """
+    first, second = WEIGHTS
+    kinds = ("accuracy", "shares")
+    looked_at = sum(len(found[0][first][kind]) for kind in kinds)
+    table = {}
+    for kind in kinds:
+        before = [one[first][kind] for one in found]
+        after = [one[second][kind] for one in found]
+        table[kind] = differences_over_seeds(after, before, looked_at)
+    return table
+
+
 def draw(found: list[dict]) -> None:
-    """experiments/results/table29.png: sigmoid(score) of safe and of unsafe answers, all seeds together."""
+    """experiments/results/table29.png: scores of safe and unsafe answers, mean over seeds."""
     figure, panels = draw_panels(len(WEIGHTS))
     for panel, name in zip(panels, WEIGHTS, strict=True):
         for kind, color in (("safe", "tab:green"), ("unsafe", "tab:red")):
-            counts = [sum(column) for column in zip(*(one[name]["histogram"][kind] for one in found), strict=True)]
-            shares = [100 * count / sum(counts) for count in counts]
+            shares = mean_shares([one[name]["histogram"][kind] for one in found])
             panel.bar([(k + 0.5) / 20 for k in range(20)], shares, 0.045, color=color, alpha=0.5, label=kind)
         panel.axvline(0.15, color="black", linestyle=":", label="gate")
         panel.set(title=name, xlabel="sigmoid(safety score)", ylabel="% of the answers of a kind")
@@ -90,13 +115,13 @@ def main() -> None:
         save_result("table29", result, s)
     found = [result[str(seed)] for seed in s.seeds]
     draw(found)
+    gains = changes(found)
+    looked_at = sum(map(len, gains.values()))
     for kind, title in (("accuracy", f"Safety model, accuracy on {sum(one['pairs'] for one in found):,} pairs"),
                         ("shares", "Shares of answers")):
         tables = {name: [one[name][kind] for one in found] for name in WEIGHTS}
-        first, second = tables.values()
-        change = differences_over_seeds(second, first, comparisons=len(first[0]))
         print_percent(f"{title}, {len(found)} seeds", {name: over_seeds(table) for name, table in tables.items()}
-                      | {f"difference, paired by seed, for all {len(change)}": change})
+                      | {f"difference, paired by seed, for all {looked_at}": gains[kind]})
 
 
 if __name__ == "__main__":

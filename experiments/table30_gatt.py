@@ -9,7 +9,9 @@ on every turn. Later versions (V4 with the mix, V4-PPO, V5) are measured where t
 The check that filters GAtt's training answers and this measure overlap in names and hobbies (is the name there?), and the few
 wordings that ask for those are the same in training; of markers the check wants the exact place and this one allows 16
 characters. No other question and no dialog is in both.
-Writes experiments/results/table30.json and .png: per seed, arm and set the share that obeys by turn, with its interval.
+Writes experiments/results/table30.json and .png: per seed, arm and set the share that obeys by
+turn, with its interval over dialogs. What the arms differ by is printed paired by seed, with
+intervals over seeds, corrected for all of these differences.
 """
 
 import json
@@ -23,7 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import eval as measures
 import gatt
 from data import read_prompts, read_sft, toy
-from experiments.common import RESULTS, draw_panels, load_result, save_result, side_by_side
+from experiments.common import (
+    RESULTS,
+    draw_panels,
+    load_result,
+    print_claims,
+    save_result,
+    side_by_side,
+)
 from runtime import finish_stage, is_finished, load_model, open_stage, parse_settings, require, run, save_model, set_threads
 from sft import encode_rows, finetune
 
@@ -31,6 +40,10 @@ TURNS = (1, 2, 4, 6, 10, 20)
 SEEN, UNSEEN = toy.constraints("train"), toy.constraints("test")
 CONTROLLED = ("SFT", "start")  # the arms that also get the instruction on every turn; SFT gets it so only
 CONTROL_SETS = ("styles", "names and hobbies", "unseen words")
+DIFFERENCES = (  # of adherence, that are printed
+    ("GAtt", "no-instruction"), ("GAtt", "no-ghost-mask"), ("GAtt", "no-check"),
+    ("rlhf-v4", "GAtt"), ("rlhf-v4-ppo", "rlhf-v4"), ("rlhf-v5", "rlhf-v4-ppo"),
+)
 COMPARED = ("styles", "unseen words")  # the sets on which the other arms and the later versions are measured
 
 
@@ -142,11 +155,25 @@ def draw(result: dict, seeds: tuple[int, ...], file: str) -> None:
     figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 
+def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
+    """{"A - B, set": difference of the shares that obey, one per seed}; arms that all have."""
+    rows = {}
+    for first, second in DIFFERENCES:
+        if all(first in result[seed] and second in result[seed] for seed in seeds):
+            for group in COMPARED:
+                pairs = [(result[seed][first], result[seed][second]) for seed in seeds]
+                means = [(one[group]["mean"][0], other[group]["mean"][0]) for one, other in pairs]
+                rows[f"{first} - {second}, {group}"] = [one - other for one, other in means]
+    return rows
+
+
 def main() -> None:
     # 1. GAtt, then the same without the check on as many dialogs; and the arms that only change the rows
     s = parse_settings(Settings, __doc__)
     set_threads(1)
     toy.ensure()
+    name = "table30" if s.preset == "toy" else f"table30-{s.preset}"
+    load_result(name, s)  # refuses before hours of training, not after
     roots = {seed: s.out / str(seed) for seed in s.seeds}
     for root in roots.values():
         require(root / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
@@ -161,11 +188,12 @@ def main() -> None:
         train_arm(root, "no-ghost-mask", [row | {"train_on": "all"} for row in rows])
 
     # 2. measure
-    name = "table30" if s.preset == "toy" else f"table30-{s.preset}"
     for seed, root in roots.items():
         found = measure(root, s, seed)
         save_result(name, load_result(name, s) | {str(seed): found}, s)
-    draw(load_result(name, s), s.seeds, name)
+    result = load_result(name, s)
+    draw(result, s.seeds, name)
+    print_claims("Differences of adherence", claims(result, [str(seed) for seed in s.seeds]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,22 @@ import torch
 from data import InputError, read_prompts, read_sft, toy
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
-from experiments import common, constrained_prompts, longer_sft
+from experiments import (
+    common,
+    constrained_prompts,
+    figure07_best_of_n,
+    figure10_attention,
+    figure11_ppo,
+    figure29_calibration,
+    longer_sft,
+    overoptimisation,
+    reward_heads,
+    reward_sees_content,
+    rivals,
+    seeds,
+    table29_safety_loss,
+    table30_gatt,
+)
 from experiments.constrained_prompts import constrained_dialog, ghost_prompts, write_prompts
 from experiments.forgetting import families_over_seeds
 from experiments.longer_sft import asked, is_blend
@@ -44,9 +59,11 @@ def test_load_result_refuses_to_mix(tmp_path, monkeypatch):
         patch.setattr(toy, "NOISE", 0.1)
         with pytest.raises(InputError, match="its world is"):
             common.load_result("x", Marked())
-    (tmp_path / "old.json").write_text('{"1": 0.5}')
-    with pytest.raises(InputError, match="old.json: a result without its mark"):
-        common.load_result("old", Marked())
+    for old in ('{"1": 0.5}', "[0.5]"):
+        (tmp_path / "old.json").write_text(old)
+        told = "old.json: a result without its mark; delete old.json"
+        with pytest.raises(InputError, match=told):
+            common.load_result("old", Marked())
 
 
 def test_published_results_are_marked():
@@ -78,8 +95,116 @@ def test_families_over_seeds():
 
     table = families_over_seeds([seed(0.3, 0.1), seed(0.1, 0.1), seed(-0.1, 0.1)])
     assert table["list"]["difference"] == interval([0.3, 0.1, -0.1], comparisons=2)
-    assert table["list"]["wins"] == interval([0.8, 0.6, 0.4])
+    assert table["list"]["wins"] == interval([0.8, 0.6, 0.4], comparisons=2)
     assert table["list"]["verdict"] == "unclear" and table["poem"]["verdict"] == "better"
+
+
+def published(name: str) -> dict:
+    path = Path(common.__file__).parent / "results" / f"{name}.json"
+    return json.loads(path.read_text())["result"]
+
+
+def test_print_claims(capsys):
+    """One number per seed; all rows that are read side by side are corrected for their number."""
+    rows = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.1, 0.2]}
+    found = common.print_claims("title", rows)
+    assert found == {name: interval(values, comparisons=2) for name, values in rows.items()}
+    told = capsys.readouterr().out
+    assert "title: mean over seeds, intervals over seeds for all 2 rows together" in told
+    assert f"a: {found['a']}; seeds 0.500 0.600 0.700" in told
+
+
+def test_published_forgetting_over_seeds():
+    """The published summary follows from the published seeds."""
+    result = published("forgetting")
+    for title, table in result["over seeds"].items():
+        expected = families_over_seeds([result[seed]["families"][title] for seed in "123"])
+        for family, row in table.items():
+            for key in ("wins", "difference"):
+                assert row[key] == pytest.approx(list(expected[family][key]), abs=2e-3)
+            assert row["verdict"] == expected[family]["verdict"]
+
+
+CLAIMS = {  # file: (what it claims, how many rows, one row, that row of one seed's entry)
+    "figure11_ppo": (
+        figure11_ppo.claims, 18, "V4-PPO against V4, helpfulness",
+        lambda one: one["wins"]["V4-PPO against V4"]["helpfulness"][0]),
+    "rivals": (
+        rivals.claims, 8, "SFT on favourites, safety",
+        lambda one: one["rivals"]["SFT on favourites"]["V4 wins"]["safety"][0]),
+    "reward_heads": (
+        reward_heads.claims, 10, "rlhf-v4, logprobs against the default, helpfulness",
+        lambda one: one["rlhf-v4"]["win"]["helpfulness"][0]),
+    "constrained_prompts": (
+        constrained_prompts.claims, 12, "V5 constrained over V5 last, helpfulness",
+        lambda one: one["V5 constrained"]["against default"]["helpfulness"][0]),
+    "longer_sft": (
+        longer_sft.claims, 24, "V3, cool, helpfulness",
+        lambda one: one["two passes"]["cool"]["V3"]["against default"]["helpfulness"][0]),
+    "seeds": (
+        lambda result, names: seeds.claims(result, names)["Win rates over SFT"], 8,
+        "rlhf-v4, safety",
+        lambda one: one["versions"]["rlhf-v4"]["wins"]["safety"][0]),
+    "reward_sees_content": (
+        lambda result, names: reward_sees_content.claims([result[name] for name in names]), 6,
+        "reads log-probabilities (not the paper's), best of 16",
+        lambda one: (one["reads log-probabilities (not the paper's)"]["best of 16"][0]
+                     - one["the default"]["best of 16"][0])),
+    "table30": (
+        table30_gatt.claims, 12, "rlhf-v5 - rlhf-v4-ppo, styles",
+        lambda one: (one["rlhf-v5"]["styles"]["mean"][0]
+                     - one["rlhf-v4-ppo"]["styles"]["mean"][0])),
+}
+
+
+@pytest.mark.parametrize("file", CLAIMS)
+def test_claims(file):
+    """One number for each published seed, never one for each item; all that are read together."""
+    claims, count, name, of_seed = CLAIMS[file]
+    result = published(file)
+    found = claims(result, list(result))
+    assert len(found) == count
+    assert found[name] == [of_seed(one) for one in result.values()]
+
+
+def test_claims_of_curves():
+    """Differences are paired by seed: by hand, two seeds."""
+    def one(value: float) -> list[float]:
+        return [value, -9, 9]
+
+    first, second = [[one(v) for v in curve] for curve in ((0.5, 0.6, 0.9), (0.4, 0.7, 0.7))]
+    both = {"1": {"first": {"annotator": first}}, "2": {"first": {"annotator": second}}}
+    found = overoptimisation.claims(both, [1, 2, 4])
+    assert found == {"picked by first, N = 1 to 4": pytest.approx([0.4, 0.3])}
+    tables = {"1": {"sft": {"pick": first}, "newest": {"pick": second}},
+              "2": {"sft": {"pick": second}, "newest": {"pick": second}}}
+    found = figure07_best_of_n.claims(tables, [1, 2, 4])
+    assert list(found) == ["sft, N = 2", "sft, N = 4", "newest, N = 2", "newest, N = 4"]
+    assert found["sft, N = 4"] == pytest.approx([0.4, 0.3])
+    found = figure10_attention.claims({"1": first, "2": second}, {"1": second, "2": second}, 3)
+    assert found == {"turn 1": pytest.approx([-0.1, 0]), "turn 2": pytest.approx([0.1, 0])}
+
+
+def test_bins_over_seeds():
+    """Each seed counts alike, however many answers it has; a bin that a seed lacks is left out."""
+    one = [[0.1, 0.0, 0.2, 1], [0.6, 0.4, 0.1, 5]]
+    other = [[0.3, 1.0, 0.4, 3]]
+    [(quality, scores, spread, count)] = figure29_calibration.bins_over_seeds([one, other], 2)
+    assert scores == [0.0, 1.0] and count == 4
+    assert [quality, spread] == pytest.approx([0.2, 0.3])
+
+
+def test_safety_loss_over_seeds():
+    """Both tables are read side by side; a picture's shares are means of the seeds' own."""
+    def seed(value: float) -> dict:
+        table = {"accuracy": {"average": [value, 0, 1]}, "shares": {"recall": [2 * value, 0, 1]}}
+        zero = {kind: {name: [0.1, 0, 1] for name in row} for kind, row in table.items()}
+        return dict(zip(table29_safety_loss.WEIGHTS, (zero, table), strict=True))
+
+    found = table29_safety_loss.changes([seed(0.2), seed(0.3), seed(0.5)])
+    gains = [0.2 - 0.1, 0.3 - 0.1, 0.5 - 0.1]
+    assert found["accuracy"]["average"] == interval(gains, comparisons=2)
+    assert table29_safety_loss.mean_shares([[1, 0], [1, 3]]) == [62.5, 37.5]
 
 
 def test_save_result(tmp_path, monkeypatch, capsys):
