@@ -566,7 +566,9 @@ def test_main_on_preferences_of_ones_own(tmp_path):
     """`--data`: the file is trained on as it is; unknown ratings have margin 0, missing labels no auxiliary loss."""
     out, _ = chain()
     path = write_lines(
-        tmp_path / "mine.jsonl", [{k: v for k, v in row.items() if v is not None} for row in LABELLED * 6]
+        tmp_path / "mine.jsonl", [
+                {k: v for k, v in row.items() if v is not None} | {"prompt": [user(f"Question {i}?")]}  # held out by prompt
+                for i, row in enumerate(LABELLED * 6)]
     )
     printed = run_quietly(reward.main, *TINY, "--out", tmp_path, "--init", out / "sft", "--data", path, "--epochs", 3,
                               "--batch-tokens", 1200, "--learning-rate", 5e-4)
