@@ -1,6 +1,6 @@
 """Planted bugs: is every silent mistake that others shipped caught by the test that is there for it?
 
-    python -m tests.planted              plants all of them, one after the other (a minute or two)
+    python -m tests.planted              plants all of them, one after the other (some ten minutes)
     python -m tests.planted NAME ...     some of them
     python -m tests.planted --list
 
