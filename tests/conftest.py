@@ -15,6 +15,19 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+STAGES_RUN_OFTEN = ("test_chain", "test_gatt", "test_ppo", "test_rejection_sampling")
+
+
+@pytest.fixture(autouse=True)
+def one_temperature(request, monkeypatch):
+    """Where stages are killed and run again many times, their closing look at dev prompts is at temperature 1 alone.
+
+    Answers of tiny models hardly ever end, so that each look takes seconds; `test_evaluate_on_dev` tests all three.
+    """
+    if request.module.__name__.split(".")[-1] in STAGES_RUN_OFTEN:
+        monkeypatch.setattr("eval.TEMPERATURES", (1.0,))
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real third-party files: TEST_ASSETS, or ../shared/assets. Missing: skip; named but missing: fail."""
