@@ -40,7 +40,6 @@ from rejection_sampling import Settings as RoundSettings
 from reward import AXES, RewardModel
 from runtime import (
     Metrics,
-    adamw,
     append_rows,
     check_positive,
     choose_device,
@@ -64,7 +63,7 @@ from runtime import (
     set_threads,
     unusable,
 )
-from sft import show_answers
+from sft import adamw, show_answers
 
 
 @dataclass

@@ -39,7 +39,6 @@ from runtime import (
     load_model,
     newest_reward_models,
     open_stage,
-    optimise,
     parse_settings,
     require,
     run,
@@ -51,6 +50,7 @@ from runtime import (
     terminal,
     unusable,
 )
+from sft import optimise
 
 MARGINS = {  # m(rating) of equation 2: Table 27
     "none": dict.fromkeys(RATINGS, 0.0),

@@ -6,32 +6,40 @@ Ours: the same loss. There is no pre-trained base in the toy world: training sta
 fresh demonstrations, with a learning rate and small batches that suit a small model. Deleted: packing. The paper
 concatenates rows to fill a sequence; we put rows of like length into a batch, which wastes as little and needs no mask.
 
+The training loop that every stage uses stands here, too: AdamW with Meta's β1 .9, β2 .95 and ε 1e-5, a cosine from the peak
+down to a tenth of it, gradients clipped at 1.0 (§2.2).
+
     python sft.py                                               the toy model, from random weights
     python sft.py --preset llama-2-7b --init DIR --data MY.jsonl
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 import model as llama
 from data import Tokenizer, batches_by_length, encode_dialog, encode_prompt, pad, plan_steps, read_sft, toy
 from data.chat import Dialog, sampled_ids
 from data.errors import InputError
 from runtime import (
+    Metrics,
     check_positive,
     choose_device,
     choose_dtype,
     finish_stage,
     kept_settings,
+    load_checkpoint,
     load_model,
     open_stage,
-    optimise,
     parse_settings,
     run,
+    save_checkpoint,
     save_model,
     set_seed,
     set_threads,
@@ -95,6 +103,153 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
     return F.cross_entropy(logits[:, :-1][counts].float(), targets[counts], reduction="sum"), count
 
 
+# ------------------------------------------------------------------------------------------------
+# The optimiser, its schedule and the training loop. Every stage trains with these, PPO but for the loop.
+
+
+def adamw(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-5,
+) -> torch.optim.AdamW:
+    """AdamW with Meta's β1, β2 and ε (§2.2); decay on matrices only.
+
+    The paper gives a weight decay of 0.1 and does not say on what. Our choice: parameters of two dimensions and more,
+    embeddings included. The rest are RMSNorm weights, which start at 1: pulling them to 0 makes the model no simpler,
+    since the next matrix undoes the scale.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices = [weight for weight in weights if weight.ndim >= 2]
+    vectors = [weight for weight in weights if weight.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def cosine_lr(
+    step: int, total_steps: int, peak: float, warmup_steps: int, final_fraction: float = 0.1
+) -> float:
+    """The learning rate of `step` (0 … total_steps - 1), §2.2: a straight warm-up, then a cosine.
+
+    peak / warmup_steps at step 0, peak at step warmup_steps - 1, final_fraction * peak at the last step and after it.
+
+    >>> [round(cosine_lr(step, total_steps=7, peak=1.0, warmup_steps=2), 3) for step in range(7)]
+    [0.5, 1.0, 1.0, 0.868, 0.55, 0.232, 0.1]
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
+    return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def optimise(
+    model: nn.Module,
+    plan: list[list[list[int]]],
+    batch_loss: Callable[[list[int]], tuple[Tensor, int, dict[str, float]]],
+    *,
+    learning_rate: float,
+    folder: Path,
+    phase: str,
+    weight_decay: float = 0.1,
+    warmup_fraction: float = 0.03,
+    warmup_steps: int = 0,
+    grad_clip: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    save_every: int = 500,
+    watch: Callable[[int], object] | None = None,
+) -> None:
+    """The one training loop: AdamW, warm-up and cosine, accumulation, clipping, log, bar, resume.
+
+    Args:
+        plan: the steps from `data.plan_steps`, each a list of micro-batches of row numbers. It is known beforehand, so
+            that a resumed run takes the very same steps.
+        batch_loss: rows of a micro-batch -> (loss summed over what it counts, count, {name: sum to log}). A step's
+            gradient is the sum over its micro-batches divided by their total count, never a mean of means.
+        warmup_fraction, warmup_steps: the longer of the two warm-ups counts.
+        dtype: of the products; weights, gradients and the optimiser's state keep the model's own.
+        watch: called with the step at the start, at each fifth of the way and at the end.
+
+    A killed run goes on from `folder/checkpoint-PHASE.pth`, bit for bit.
+
+    Raises:
+        InputError: the loss of a step is not finite.
+    """
+    optimizer = adamw(model, learning_rate, weight_decay)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    device = weights[0].device
+    warmup_steps = max(warmup_steps, round(warmup_fraction * len(plan)))
+
+    # go on where a killed run was
+    checkpoint, first = Path(folder) / f"checkpoint-{phase}.pth", 0
+    metrics = Metrics(Path(folder) / "metrics.jsonl")
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, device=device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    metrics.rewind(phase, first)
+
+    model.train()
+    smooth = None  # the loss, averaged over some 50 steps, for the bar
+    bar = tqdm(
+        range(first, len(plan)),
+        initial=first,
+        total=len(plan),
+        desc=phase,
+        mininterval=1,
+        disable=None,
+    )
+    for step in bar:
+        if watch and step % max(1, len(plan) // 5) == 0:
+            watch(step)
+
+        # the learning rate of this step
+        lr = cosine_lr(step, len(plan), learning_rate, warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        # the gradient: summed over micro-batches, then divided by all that the step counts
+        optimizer.zero_grad()
+        total, count, sums = 0.0, 0, {}
+        for rows in plan[step]:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss, counted, extra = batch_loss(rows)
+            loss.backward()
+            total += loss.item()
+            count += counted
+            for name, value in extra.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], count)
+
+        # the update
+        norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)
+        optimizer.step()
+        if not math.isfinite(total):
+            raise InputError(f"the loss of step {step} of {phase} is {total}: lower --learning-rate")
+
+        # log, and save now and then
+        mean = total / count
+        smooth = mean if smooth is None else 0.98 * smooth + 0.02 * total / count
+        means = {name: value / count for name, value in sums.items()}
+        metrics.log(phase, step, loss=mean, lr=lr, grad_norm=norm.item(), count=count, **means)
+        bar.set_postfix_str(f"loss {smooth:.3f}, lr {lr:.1e}", refresh=False)
+        last = step + 1 == len(plan)
+        if (step + 1) % save_every == 0 or last:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_checkpoint(checkpoint, state)
+    if watch:
+        watch(len(plan))
+    model.eval()
+
+
+# ------------------------------------------------------------------------------------------------
+# Fine-tuning: dialogs in, loss on their answers
+
+
 def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> list[Dialog]:
     """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that it sampled (`sampled_ids`).
 
@@ -137,7 +292,7 @@ def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, ba
              folder: Path, phase: str, seed: int, micro_tokens: int = 16384, **options) -> None:
     """Fine-tune the model in place on dialogs: SFT, rejection sampling (§3.2.3) and Ghost Attention (§3.3) alike.
 
-    `options` go to `runtime.optimise`, which logs to `folder`, and goes on after a kill.
+    `options` go to `optimise`, which logs to `folder`, and goes on after a kill.
     """
     plan = plan_steps([len(dialog.ids) for dialog in dialogs], batch_tokens, epochs, seed, micro_tokens)
 

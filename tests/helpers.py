@@ -157,7 +157,7 @@ class Killer:
 
 
 DYING = """
-import os, signal, sys, torch, runtime
+import os, signal, sys, torch, runtime, sft
 from importlib import import_module
 def dying(step, left=[int(sys.argv[2])]):
     def call(*args, **kwargs):
@@ -167,7 +167,7 @@ def dying(step, left=[int(sys.argv[2])]):
         return step(*args, **kwargs)
     return call
 torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
-runtime.optimise.__kwdefaults__["save_every"], runtime.sample_answers.__kwdefaults__["batch_rows"] = 2, 8
+sft.optimise.__kwdefaults__["save_every"], runtime.sample_answers.__kwdefaults__["batch_rows"] = 2, 8
 import_module(sys.argv[1]).main(sys.argv[3:])
 """
 

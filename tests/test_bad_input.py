@@ -298,7 +298,7 @@ def test_broken_reward_head(how, tmp_path, capfd):
 
 @pytest.mark.parametrize("how", ["truncated", "code"])
 def test_broken_checkpoint_of_a_killed_run(how, tmp_path, capfd, monkeypatch):
-    monkeypatch.setitem(runtime.optimise.__kwdefaults__, "save_every", 2)
+    monkeypatch.setitem(sft.optimise.__kwdefaults__, "save_every", 2)
     argv = [
         *TINY,
         "--out",

@@ -32,7 +32,7 @@ from tests.helpers import (
 )
 
 ROOT = Path(__file__).parent.parent
-KWDEFAULTS = [(runtime.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8),
+KWDEFAULTS = [(sft.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8),
               (rejection_sampling.SamplePool.rescore, "batch_rows", 8)]
 
 

@@ -14,6 +14,7 @@ import eval as measures
 import gatt
 import rejection_sampling
 import runtime
+import sft
 from data import InputError, encode_dialog, encode_prompt, read_sft, toy
 from data.chat import encode_turn
 from eval import PROBED, adherence, adherence_by_turn, answer_turn, ask_about
@@ -532,7 +533,7 @@ def uninterrupted() -> tuple[Path, list[str], str]:
 
 def small_steps(patch):
     """Checkpoints and batches of sampling so small that a kill falls between many of them."""
-    patch.setitem(runtime.optimise.__kwdefaults__, "save_every", 2)
+    patch.setitem(sft.optimise.__kwdefaults__, "save_every", 2)
     patch.setitem(runtime.sample_answers.__kwdefaults__, "batch_rows", 8)
 
 

@@ -34,7 +34,8 @@ from ppo import (
 )
 from rejection_sampling import Judges
 from reward import AXES, RewardModel, save_reward_model
-from runtime import adamw, encode_prompts, load_checkpoint, load_model, newest_reward_models
+from runtime import encode_prompts, load_checkpoint, load_model, newest_reward_models
+from sft import adamw
 from tests.helpers import TINY, chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer, user, write_lines
 from tests.reference import policy as slow
 

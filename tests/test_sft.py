@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss counts answers only, training learns them, a killed run goes on bit for bit."""
 
+import itertools
 import json
 import math
 import random
@@ -7,7 +8,6 @@ import random
 import pytest
 import torch
 
-import runtime
 import sft
 from data import InputError, encode_dialog, encode_prompt
 from data.chat import encode_turn
@@ -185,7 +185,7 @@ def test_finetune_accumulates(tmp_path, micro_tokens):
 
 def test_finetune_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Killed at any step and run again: the same weights, bit for bit, and the same log."""
-    monkeypatch.setitem(runtime.optimise.__kwdefaults__, "save_every", 2)
+    monkeypatch.setitem(sft.optimise.__kwdefaults__, "save_every", 2)
     dialogs = dialogs_of([row["messages"] for row in toy_dialogs(14)])
     with monkeypatch.context() as patch:
         counter = Killer(patch)
@@ -234,3 +234,65 @@ def test_safety_rows_can_be_taken_out_by_share(tmp_path, monkeypatch):
         safe = sum(not row["is_safety"] for row in rows)
         assert sum(not row["is_safety"] for row in kept["rows"]) == safe
         assert len(kept["rows"]) - safe == pytest.approx(share * (400 - safe), abs=0.03 * 400)
+
+
+# the optimiser, its schedule and the training loop
+
+
+def test_adamw():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.RMSNorm(2))
+    model[0].bias.requires_grad_(False)
+    optimizer = sft.adamw(model, learning_rate=0.1, weight_decay=0.5)
+    before = [weight.detach().clone() for weight in (model[0].weight, model[1].weight)]
+    for weight in (model[0].weight, model[1].weight):
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # no gradient: only decay moves a weight, by lr * decay of itself
+    torch.testing.assert_close(model[0].weight, before[0] * 0.95)
+    assert model[1].weight.equal(before[1])
+    model[1].weight.grad = torch.full((2,), 1e-3)
+    fresh = sft.adamw(model, learning_rate=0.1)
+    fresh.step()  # the first step is lr * g / (|g| + eps)
+    torch.testing.assert_close(model[1].weight, before[1] - 0.1 * 1e-3 / (1e-3 + 1e-5))
+    assert all(group["betas"] == (0.9, 0.95) for group in fresh.param_groups)
+
+
+def test_cosine_lr():
+    rates = [sft.cosine_lr(step, 100, 2.0, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == max(rates) == 2.0
+    assert rates[99] == pytest.approx(0.2) == sft.cosine_lr(500, 100, 2.0, 10)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert sft.cosine_lr(0, 1, 2.0, 0) == 2.0 and sft.cosine_lr(2, 3, 2.0, 4) == 1.5
+
+
+def test_optimise(tmp_path):
+    data = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    plan = [[[0, 1, 2], [3]], [[4, 5]], [[6, 7, 8], [9, 10]], [[11]], [[0, 5]]]
+
+    def train(folder, die_at=None, micro=lambda step: step):
+        torch.manual_seed(1)
+        model, seen = torch.nn.Linear(3, 1), []
+
+        def batch_loss(rows):
+            if len(seen) == die_at:
+                raise Kill
+            seen.append(rows)
+            error = model(data[rows]).square().sum()
+            return error, len(rows), {"double": 2 * error.item()}
+
+        sft.optimise(model, [micro(step) for step in plan], batch_loss, learning_rate=0.1, folder=folder,
+                     phase="fit", grad_clip=1e9, save_every=2)
+        return model.weight.detach(), len(seen), [json.loads(row) for row in open(folder / "metrics.jsonl")]
+
+    whole, calls, log = train(tmp_path / "whole")
+    assert calls == 7 and [row["count"] for row in log] == [4, 2, 5, 1, 2]
+    assert all(row["double"] == pytest.approx(2 * row["loss"], rel=1e-5) for row in log)
+    for die_at in range(calls):  # killed in any step: the same weights to the last bit, the same log
+        with pytest.raises(Kill):
+            train(tmp_path / f"cut{die_at}", die_at)
+        weight, again, cut_log = train(tmp_path / f"cut{die_at}")
+        assert weight.equal(whole) and cut_log == log and (again < calls) == (die_at >= 3)
+    joined = train(tmp_path / "joined", micro=lambda step: [sum(step, [])])[0]
+    torch.testing.assert_close(joined, whole)  # accumulation over ragged micro-batches is not a mean of means
+    data[3] = math.inf
+    with pytest.raises(InputError, match="loss of step 0 of fit is (inf|nan)"):
+        train(tmp_path / "inf")

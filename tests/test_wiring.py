@@ -15,7 +15,6 @@ import model as llama
 import ppo
 import rejection_sampling
 import reward
-import runtime
 import sft
 from data import plan_steps, read_jsonl, read_prompts, read_sft, toy, write_jsonl
 from data.chat import encode_dialog, encode_turn
@@ -517,11 +516,11 @@ def test_train_reward_model(optimised, tmp_path):
 
 def test_optimise_hands_its_settings_to_adamw(tmp_path, monkeypatch):
     """Learning rate and weight decay reach the optimiser's groups."""
-    made_of, adamw = [], runtime.train.adamw
-    monkeypatch.setattr(runtime.train, "adamw", lambda *args: made_of.append(args) or adamw(*args))
+    made_of, adamw = [], sft.adamw
+    monkeypatch.setattr(sft, "adamw", lambda *args: made_of.append(args) or adamw(*args))
     model = torch.nn.Linear(2, 1)
     options = {"learning_rate": 0.5, "weight_decay": 0.25, "folder": tmp_path, "phase": "mine"}
-    runtime.optimise(model, [], None, **options)
+    sft.optimise(model, [], None, **options)
     assert made_of == [(model, 0.5, 0.25)]
 
 

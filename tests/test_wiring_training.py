@@ -15,8 +15,9 @@ from data.batches import plan_steps
 from model import ModelArgs, Transformer, generate
 from ppo import Critic, Rollout, answer_logprobs, ppo_step
 from reward import AXES, RewardModel, save_reward_model
-from runtime import adamw, cosine_lr, load_checkpoint, optimise, save_model
+from runtime import load_checkpoint, save_model
 from runtime.weights import export_hf, hf_name, load_model, read_config, read_params
+from sft import adamw, cosine_lr, optimise
 from tests.helpers import (
     TINY,
     Kill,

@@ -4,11 +4,11 @@
 from tests.planted.bug import Bug
 
 BUGS = [
-    Bug("divided by micro-batches", "runtime.train:optimise", "if weight.grad is not None], count)",
+    Bug("divided by micro-batches", "sft:optimise", "if weight.grad is not None], count)",
         "if weight.grad is not None], len(plan[step]))", "test_sft::test_finetune_accumulates"),
-    Bug("optimiser forgotten on resume", "runtime.train:optimise", 'optimizer.load_state_dict(state["optimizer"])', "pass",
+    Bug("optimiser forgotten on resume", "sft:optimise", 'optimizer.load_state_dict(state["optimizer"])', "pass",
         "test_sft::test_finetune_goes_on_after_a_kill"),
-    Bug("resumed a step late", "runtime.train:optimise", 'first = state["step"]', 'first = state["step"] + 1',
+    Bug("resumed a step late", "sft:optimise", 'first = state["step"]', 'first = state["step"] + 1',
         "test_sft::test_finetune_goes_on_after_a_kill"),
     Bug("samples share their random numbers", "runtime.sampling:sample_answers", "(*key, i, k) for", "(*key, i, 0) for",
         "test_sampling::test_sample_answers"),

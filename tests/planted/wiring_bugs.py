@@ -116,7 +116,7 @@ BUGS = [
     Bug("reward model: learning rate not passed on", "reward:train_reward_model", "learning_rate=learning_rate", "learning_rate=8e-4", TEST + "train_reward_model"),
     Bug("reward model: weight decay not passed on", "reward:train_reward_model", ", weight_decay=weight_decay,", ",", TEST + "train_reward_model"),
     Bug("reward model: dtype not passed on", "reward:train_reward_model", "warmup_steps=5, dtype=dtype)", "warmup_steps=5)", TEST + "train_reward_model"),
-    Bug("weight decay stays behind in the loop", "runtime.train:optimise", "adamw(model, learning_rate, weight_decay)", "adamw(model, learning_rate, 0.1)",
+    Bug("weight decay stays behind in the loop", "sft:optimise", "adamw(model, learning_rate, weight_decay)", "adamw(model, learning_rate, 0.1)",
         TEST + "optimise_hands_its_settings_to_adamw"),
     # sft.main
     Bug("SFT: weights without the seed", "sft:main", "model.init_weights(s.seed)", "model.init_weights(0)", TEST + "sft_draws_its_weights_by_the_seed"),
