@@ -474,51 +474,117 @@ def answer_turn(model: Transformer, cache: KVCache, starts: list[int], new: list
 PROBED = {"figure": "name", "hobby": "hobby"}  # constraints that show only when asked for, and the family that asks
 
 
-def adherence(model: Transformer, tokenizer: Tokenizer, constraints: list[list[dict]], *, turns: int = 20,
-              instruct: Literal["first", "every"] = "first", split: str = "test", seed: int = 0, temperature: float = 0.7,
-              short: float = 0.5, measure: tuple[int, ...] = (), batch_rows: int = 50) -> list[dict]:
-    """Dialogs under constraints, answered turn by turn by the model itself; does each answer keep to them?
+def adherence(
+    model: Transformer, tokenizer: Tokenizer, constraints: list[list[dict]], *, turns: int = 20,
+    instruct: Literal["first", "every"] = "first", split: str = "test", seed: int = 0,
+    temperature: float = 0.7, short: float = 0.5, measure: tuple[int, ...] = (),
+    batch_rows: int = 50,
+) -> list[dict]:
+    """Dialogs under constraints, answered turn by turn by the model itself; does each answer keep
+    to them?
 
-    The user asks ordinary questions. A name or hobby only shows when it is asked for (the paper's probes, Table 30), so
-    there it is asked aside as well: the probe is not put into the dialog (else the model could copy its own earlier
-    answer). These probes have the same few wordings in each split. A first or last word and a style must stand in all
-    answers of a turn.
+    The user asks ordinary questions. A name or hobby only shows when it is asked for (the paper's
+    probes, Table 30), so there it is asked aside as well: the probe is not put into the dialog (else
+    the model could copy its own earlier answer). These probes have the same few wordings in each
+    split. A first or last word and a style must stand in all answers of a turn.
 
     Args:
         constraints: one dialog's constraints each (`toy.constraint`).
-        instruct: the instruction stands in the first user message only, or in every one (the control).
-        split: of the questions. short: the chance of a constraint's short form. temperature: .7, our choice.
+        instruct: the instruction stands in the first user message only, or in every one (the
+            control).
+        split: of the questions. short: the chance of a constraint's short form. temperature: .7,
+            our choice.
         measure: the turns (from 1) that are judged and probed; empty: all.
 
     Returns:
-        rows {"dialog", "turn" (from 1), "obeys": [bool of each constraint]}; equal seeds ask every model the same.
+        rows {"dialog", "turn" (from 1), "obeys": [bool of each constraint]}; equal seeds ask every
+        model the same.
     """
-    rows, word, eos_id = [], zlib.crc32(b"adherence"), tokenizer.eos_id
-    hidden = [[c for c in found if c["kind"] in PROBED] for found in constraints]
-    for first in tqdm(range(0, len(constraints), batch_rows), desc="adherence", disable=None, leave=False):
-        batch = range(first, min(first + batch_rows, len(constraints)))
-        texts = {i: toy.instruction(random.Random(f"adherence {seed} {i}"), constraints[i], short) + " " for i in batch}
-        cache = KVCache(model.args, len(batch), model.args.max_seq_len, model.tok_embeddings.weight.device)
-        ends, unread = [0] * len(batch), [[] for _ in batch]  # ids in the cache; ids of the last answer that are not
+    rows = []
+    salt = zlib.crc32(b"adherence")
+    device = model.tok_embeddings.weight.device
+    firsts = range(0, len(constraints), batch_rows)
+    for first in tqdm(firsts, desc="adherence", disable=None, leave=False):
+        batch = range(first, min(first + batch_rows, len(constraints)))  # numbers of dialogs
+        instructions = {}
+        probes = {}  # constraints that have to be asked for
+        for i in batch:
+            rng = random.Random(f"adherence {seed} {i}")
+            instructions[i] = toy.instruction(rng, constraints[i], short) + " "
+            probes[i] = [c for c in constraints[i] if c["kind"] in PROBED]
+        most_probes = max(len(probes[i]) for i in batch)
+        cache = KVCache(model.args, len(batch), model.args.max_seq_len, device)
+        ends = [0] * len(batch)  # how many ids of each dialog the cache has read
+        unread = [[] for _ in batch]  # ids of each dialog that it has yet to read
         for turn in range(turns):
-            kept, judged = {i: [True] * len(constraints[i]) for i in batch}, not measure or turn + 1 in measure
-            for aside in range(max(len(hidden[i]) for i in batch) if judged else 0, -1, -1):  # 0: what the dialog goes on with
-                new, probes = [], {i: hidden[i][aside - 1] if 0 < aside <= len(hidden[i]) else None for i in batch}
-                prompts = {i: ask_about(random.Random(f"adherence {seed} {i} {turn} {aside}"), split, probes[i]) for i in batch}
+            is_instructed = turn == 0 or instruct == "every"
+            is_judged = not measure or turn + 1 in measure
+            asides = most_probes if is_judged else 0
+            kept = {i: [True] * len(constraints[i]) for i in batch}
+            for aside in range(asides, -1, -1):  # the last, 0, is what the dialog goes on with
+                asked = []
+                new = []
                 for i, tail in zip(batch, unread, strict=True):
-                    text = texts[i] if turn == 0 or instruct == "every" else ""
-                    new.append(tail + encode_turn(tokenizer, text + prompts[i]["prompt"][0]["content"])[0])
-                answers = answer_turn(model, cache, ends, new, [(seed, word, i, turn, aside) for i in batch],
-                                      temperature=temperature, eos_id=eos_id)
-                for i, ids in zip(batch, answers, strict=True):
+                    rng = random.Random(f"adherence {seed} {i} {turn} {aside}")
+                    prompt = ask_about(rng, split, _probe(probes[i], aside))
+                    instruction = instructions[i] if is_instructed else ""
+                    asked.append(prompt)
+                    new.append(tail + _encode_question(tokenizer, instruction, prompt))
+                keys = [(seed, salt, i, turn, aside) for i in batch]
+                answers = answer_turn(
+                    model, cache, ends, new, keys, temperature=temperature,
+                    eos_id=tokenizer.eos_id,
+                )
+                for i, prompt, ids in zip(batch, asked, answers, strict=True):
+                    if aside > len(probes[i]):
+                        continue  # asked only because another dialog has one more probe
                     answer = tokenizer.decode(ids).strip()
-                    for n, c in enumerate(constraints[i]):
-                        if c is probes[i] or (c["kind"] not in PROBED and aside <= len(hidden[i])):
-                            kept[i][n] &= toy.obeys(prompts[i], answer, c)
-            ends = [end + len(ids) + len(answer) - 1 for end, ids, answer in zip(ends, new, answers, strict=True)]
-            unread = [[answer[-1], eos_id][answer[-1] == eos_id:] for answer in answers]
-            rows += [{"dialog": i, "turn": turn + 1, "obeys": kept[i]} for i in batch if judged]
+                    probe = _probe(probes[i], aside)
+                    obeys = _judge_answer(prompt, answer, constraints[i], probe)
+                    kept[i] = [before and now for before, now in zip(kept[i], obeys, strict=True)]
+            for row, answer in enumerate(answers):
+                ends[row] += len(new[row]) + len(answer) - 1
+            unread = _unread_ids(answers, tokenizer.eos_id)
+            if is_judged:
+                rows += [{"dialog": i, "turn": turn + 1, "obeys": kept[i]} for i in batch]
     return rows
+
+
+def _probe(probes: list[dict], aside: int) -> dict | None:
+    """The constraint that question number `aside` of a turn asks for; None: an ordinary question.
+
+    Question 0 is ordinary, and so are those beyond the dialog's own probes.
+    """
+    if aside == 0 or aside > len(probes):
+        return None
+    return probes[aside - 1]
+
+
+def _encode_question(tokenizer: Tokenizer, instruction: str, prompt: dict) -> list[int]:
+    """The ids of a prompt's question behind an instruction (empty: none)."""
+    question = prompt["prompt"][0]["content"]
+    ids, _ = encode_turn(tokenizer, instruction + question)
+    return ids
+
+
+def _judge_answer(
+    prompt: dict, answer: str, constraints: list[dict], probe: dict | None
+) -> list[bool]:
+    """Whether the answer keeps to each constraint; true where its question could not show it."""
+    obeys = []
+    for constraint in constraints:
+        is_shown = constraint is probe or constraint["kind"] not in PROBED
+        obeys.append(not is_shown or toy.obeys(prompt, answer, constraint))
+    return obeys
+
+
+def _unread_ids(answers: list[list[int]], eos_id: int) -> list[list[int]]:
+    """What the cache has not read of sampled answers: the last id, and an EOS where none came."""
+    unread = []
+    for answer in answers:
+        ended = answer[-1] == eos_id
+        unread.append([eos_id] if ended else [answer[-1], eos_id])
+    return unread
 
 
 def ask_about(rng: random.Random, split: str, probe: dict | None) -> dict:

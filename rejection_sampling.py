@@ -1,16 +1,19 @@
 """Iterative RLHF by rejection sampling, versions V1 to V4 (paper §3.2.3).
 
-The paper: with the newest model, sample K answers to each prompt, keep the one that the best reward model likes most, and
-fine-tune on those as in SFT; new preferences are collected and the reward models refreshed before every round. V3 looked
-at the samples of the last iteration only and forgot (it rhymed worse); from then on top samples of all iterations count.
-Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest reward models, one kept per
-prompt. The reward models learn a round's fresh pairs mixed with as many old ones, 2,400 at most. K, the prompts per round and the
-fine-tuning settings are not in the paper.
+The paper: with the newest model, sample K answers to each prompt, keep the one that the best
+reward model likes most, and fine-tune on those as in SFT. New preferences are collected and the
+reward models refreshed before every round. V3 looked at the samples of the last iteration only and
+forgot (it rhymed worse); from then on top samples of all iterations count.
 
-    python rejection_sampling.py                      rounds V1 to V4, from out/sft
-    python rejection_sampling.py --rounds 1-3         so many of them; --rounds 5 --init out/rlhf-v4-ppo
-    python rejection_sampling.py --rounds 5 --name rlhf-v5-no-ppo          a control beside V5, in a folder of its own
-    python rejection_sampling.py --answer "Name three animals." --n 16     one answer by best of N, and its rivals
+Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest
+reward models, one kept per prompt. The reward models learn a round's fresh pairs mixed with as many
+old ones, 2,400 at most. K, the prompts per round and the fine-tuning settings are not in the paper.
+
+    python rejection_sampling.py                                     rounds V1 to V4, from out/sft
+    python rejection_sampling.py --rounds 1-3                        some of them
+    python rejection_sampling.py --rounds 5 --init out/rlhf-v4-ppo   V5, from V4-PPO
+    python rejection_sampling.py --rounds 5 --name rlhf-v5-no-ppo    a control, in its own folder
+    python rejection_sampling.py --answer "Name three animals."      best of N, and all candidates
 """
 
 import random
@@ -35,6 +38,7 @@ from data import (
     write_jsonl,
 )
 from data.annotators import NotAnnotated, check_annotator
+from data.chat import Dialog
 from eval import VERSIONS, evaluate_on_dev
 from model import Transformer
 from reward import (
@@ -75,6 +79,7 @@ from runtime import (
     terminal,
     unusable,
 )
+from runtime.lineage import Lineage, trace
 from sft import encode_rows, finetune, show_answers
 
 
@@ -83,18 +88,26 @@ class Settings:
     preset: str = "toy"  # sizes and hyper-parameters; see below
     out: Path = Path("out")  # reads OUT/sft and OUT/reward-*, writes OUT/rlhf-v1 ...
     rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5
-    init: str = ""  # the model that the first of these rounds samples from; empty: the version before it
-    name: str = ""  # folder of a single round; empty: rlhf-vN. Others begin with it: rlhf-v5-no-ppo
-    start: Literal["last", "sft"] = "last"  # fine-tune from the last version or from sft, each round (the paper is ambiguous)
-    pool: Literal["all", "last"] = "all"  # best of the answers of all rounds, or of the last round only (the paper's V3)
+    # the model that the first of these rounds samples from; empty: the version before it
+    init: str = ""
+    # folder of a single round; empty: rlhf-vN. Others begin with it: rlhf-v5-no-ppo
+    name: str = ""
+    # fine-tune from the last version or from sft, each round (the paper is ambiguous)
+    start: Literal["last", "sft"] = "last"
+    # best of the answers of all rounds, or of the last round only (the paper's V3)
+    pool: Literal["all", "last"] = "all"
     prompts: str = "toy"  # JSONL of prompts, the same for every round
     max_prompts: int = 700  # use the first so many
     mix: str = ""  # JSONL of dialogs added to the fine-tuning set (Ghost Attention's come in here)
     samples: int = 8  # K, answers to each prompt; the paper does not say
-    max_new_tokens: int = 96  # longest answer; one that gets there has no end to learn from and is left out
-    temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)  # tried on dev prompts; the paper finds the best one moves
-    annotator: Literal["toy", "human", "file", "none"] = "toy"  # toy, human, file (label pairs, run again) or none (no refresh)
-    helpfulness_pairs: int = 2400  # fresh preferences a round; our choice: late rounds differ in content, seen by fresh ones
+    # longest answer; one that gets there has no end to learn from and is left out
+    max_new_tokens: int = 96
+    # tried on dev prompts; the paper finds the best one moves
+    temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
+    # toy, human, file (label pairs, run again) or none (no refresh)
+    annotator: Literal["toy", "human", "file", "none"] = "toy"
+    # fresh preferences a round; our choice: late rounds differ in content, seen by fresh ones
+    helpfulness_pairs: int = 2400
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
     margin: Literal["none", "small", "large"] = "small"  # as in reward.py
@@ -105,7 +118,8 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 5e-4  # our choice; the paper says "similar to SFT"
     weight_decay: float = 0.1  # paper, of SFT
-    answer: str = ""  # no round: answer this prompt by best of N with the newest model, show all candidates
+    # no round: answer this prompt by best of N with the newest model, show all candidates
+    answer: str = ""
     n: int = 16  # N of --answer
     temperature: float = 1.0  # of --answer
     seed: int = 0  # of sampling, order and the annotator's noise
@@ -114,17 +128,55 @@ class Settings:
     threads: int = 0  # CPU threads; 0: torch decides
     fresh: bool = False  # start over: delete these rounds' folders
 
+    def __post_init__(self):
+        check_positive(
+            self,
+            *("samples", "max_new_tokens", "n", "temperature", "epochs", "batch_tokens"),
+            *("micro_tokens", "learning_rate", "temperatures", "pair_temperatures"),
+            *("helpfulness_pairs", "safety_pairs"),
+            or_zero=("weight_decay", "max_prompts"),
+        )
 
-PAPER = dict(samples=20, max_new_tokens=1024, epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5,
-             reward_learning_rate=1e-5, reward_batch_tokens=1024 * 1024, max_prompts=0, temperatures=(0.8, 1.0, 1.2),
-             annotator="none")
+
+PAPER = {
+    "samples": 20,
+    "max_new_tokens": 1024,
+    "epochs": 2,
+    "batch_tokens": 64 * 4096,
+    "micro_tokens": 4096,
+    "learning_rate": 2e-5,
+    "reward_learning_rate": 1e-5,
+    "reward_batch_tokens": 1024 * 1024,
+    "max_prompts": 0,
+    "temperatures": (0.8, 1.0, 1.2),
+    "annotator": "none",
+}
+TINY = {
+    "max_prompts": 24,
+    "samples": 4,
+    "helpfulness_pairs": 40,
+    "safety_pairs": 30,
+    "temperatures": (0.8, 1.0),
+}
 PRESETS = {
-    "tiny": dict(max_prompts=24, samples=4, helpfulness_pairs=40, safety_pairs=30, temperatures=(0.8, 1.0)),
-    "toy": {}, "small": dict(max_prompts=2000, learning_rate=2e-4, batch_tokens=4096),
-    "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-34b": PAPER, "llama-2-70b": PAPER | dict(reward_learning_rate=5e-6),
+    "tiny": TINY,
+    "toy": {},
+    "small": {"max_prompts": 2000, "learning_rate": 2e-4, "batch_tokens": 4096},
+    "llama-2-7b": PAPER,
+    "llama-2-13b": PAPER,
+    "llama-2-34b": PAPER,
+    "llama-2-70b": PAPER | {"reward_learning_rate": 5e-6},
 }
 
 MAX_REPLAY = 2400  # earlier pairs that a reward model sees again in a refresh; our choice
+PROBE = 48  # prompts of the temperature search; our choice
+
+# keys of an answer's row: what `rescored.jsonl` and `best.jsonl` have of it
+RESCORED_KEYS = ("version", "index", "sample", *AXES, "reward")
+BEST_KEYS = ("answer_ids", "tokenizer", "version", "reward", *AXES, "temperature")
+
+
+# ---- scores ----
 
 
 def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
@@ -136,79 +188,146 @@ def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
     >>> best_of(torch.tensor([0.1, 0.9, 0.5]), [7, 7, 8])
     {7: 1, 8: 2}
     """
+    rewards = rewards.tolist()
     best: dict[int, int] = {}
-    for i, (reward, owner) in enumerate(zip(rewards.tolist(), owners, strict=True)):
+    for i, (reward, owner) in enumerate(zip(rewards, owners, strict=True)):
         if owner not in best or reward > rewards[best[owner]]:
             best[owner] = i
     return best
 
 
+def _best_rows(rows: list[dict]) -> dict[int, dict]:
+    """{prompt: the row of its answer with the highest reward}."""
+    rewards = torch.tensor([row["reward"] for row in rows])  # (answers)
+    owners = [row["index"] for row in rows]
+    best = {}
+    for owner, number in best_of(rewards, owners).items():
+        best[owner] = rows[number]
+    return best
+
+
 class Judges:
-    """The two reward models, and what they give to sampled answers. They share a tokenizer, not always the policy's."""
+    """The two reward models, and what they give to sampled answers.
+
+    They share a tokenizer, not always the policy's.
+    """
 
     def __init__(self, folders: dict[str, Path], device: torch.device):
         self.models: dict[str, RewardModel] = {}
-        tokenizers = []
+        fingerprints = set()
         for axis, folder in folders.items():
-            self.models[axis], tokenizer = load_reward_model(folder, device)
-            tokenizers.append(tokenizer)
-        self.tokenizer = tokenizers[0]
-        if any(other.fingerprint != self.tokenizer.fingerprint for other in tokenizers):
-            raise InputError(f"the reward models {' and '.join(map(str, folders.values()))} have different tokenizers")
+            self.models[axis], self.tokenizer = load_reward_model(folder, device)
+            fingerprints.add(self.tokenizer.fingerprint)
+        if len(fingerprints) > 1:
+            shown = " and ".join(map(str, folders.values()))
+            raise InputError(f"the reward models {shown} have different tokenizers")
 
     def sequences(self, prompts: list[dict], rows: list[dict]) -> list[list[int]]:
-        """Prompt and answer as ids: those that were sampled, where the row's tokenizer is the judges', else the text's."""
-        encoded = {i: encode_prompt(self.tokenizer, prompts[i]["prompt"]) for i in {row["index"] for row in rows}}
-        context, found = min(model.body.args.max_seq_len for model in self.models.values()), []
+        """Prompt and answer as ids, of each row.
+
+        The answer's ids are those that were sampled, where the row's tokenizer is the judges' (or
+        the row names none); else those of its text, as a dialog. The text of an answer that holds a
+        tag counts as empty: such an answer is never kept, whatever it scores.
+
+        Raises:
+            InputError: prompt and answer are longer than the context of a reward model.
+        """
+        encoded: dict[int, list[int]] = {}  # each prompt once
+        for index in {row["index"] for row in rows}:
+            encoded[index] = encode_prompt(self.tokenizer, prompts[index]["prompt"])
+        context = min(model.body.args.max_seq_len for model in self.models.values())
+
+        sequences = []
         for row in rows:
-            if row.get("tokenizer", self.tokenizer.fingerprint) == self.tokenizer.fingerprint:
-                found.append(encoded[row["index"]] + list(row["answer_ids"]))
+            index = row["index"]
+            sampled_with = row.get("tokenizer", self.tokenizer.fingerprint)
+            if sampled_with == self.tokenizer.fingerprint:
+                ids = encoded[index] + list(row["answer_ids"])
             else:
-                text = "" if row["has_tag"] else row["answer"]  # one that holds a tag is never kept, whatever it scores
-                found.append(encode_answer(self.tokenizer, prompts[row["index"]]["prompt"], text))
-            if len(found[-1]) > context:
-                raise InputError(f"an answer to prompt {row['index']} has, with its prompt, {len(found[-1])} tokens, the reward "
-                                 f"model's context only {context}; lower --max-new-tokens")
-        return found
+                text = "" if row["has_tag"] else row["answer"]
+                ids = encode_answer(self.tokenizer, prompts[index]["prompt"], text)
+            if len(ids) > context:
+                raise InputError(
+                    f"an answer to prompt {index} has, with its prompt, {len(ids)} tokens, "
+                    f"the reward model's context only {context}; lower --max-new-tokens"
+                )
+            sequences.append(ids)
+        return sequences
 
     def rewards(self, prompts: list[dict], rows: list[dict]) -> Tensor:
-        """Both scores are written into the rows; returns the combined reward (answers,), a logit."""
+        """Both scores are written into the rows; returns the combined reward (answers,), a logit.
+
+        In the rows, scores and reward are rounded to four digits.
+        """
         if not rows:
             return torch.zeros(0)
         sequences = self.sequences(prompts, rows)
-        scores = {axis: score(model, sequences) for axis, model in self.models.items()}  # (answers) each
+        scores = {}
+        for axis, model in self.models.items():
+            scores[axis] = score(model, sequences)  # (answers)
         is_safety = torch.tensor([prompts[row["index"]]["is_safety"] for row in rows])  # (answers)
         rewards = combine_rewards(scores["safety"], scores["helpfulness"], is_safety)  # (answers)
         for i, row in enumerate(rows):
-            row |= {axis: round(scores[axis][i].item(), 4) for axis in AXES} | {"reward": round(rewards[i].item(), 4)}
+            for axis in AXES:
+                row[axis] = round(scores[axis][i].item(), 4)
+            row["reward"] = round(rewards[i].item(), 4)
         return rewards
 
 
 def share_gated(prompts: list[dict], rows: list[dict]) -> float:
-    """Share of the judged answers to untagged prompts that the safety model took over (§3.2.3); it should leave these alone."""
+    """Share of the judged answers to untagged prompts that the safety model took over (§3.2.3).
+
+    It should leave these alone. A reward that equals the safety score tells it. 0 without rows.
+    """
     untagged = [row for row in rows if not prompts[row["index"]]["is_safety"]]
-    return sum(row["reward"] == row["safety"] for row in untagged) / max(1, len(untagged))
+    gated = 0
+    for row in untagged:
+        if row["reward"] == row["safety"]:
+            gated += 1
+    return gated / max(1, len(untagged))
 
 
-def sample_and_score(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, version: str,
-                     **options) -> list[dict]:
-    """`sample_answers`, each row with both scores and the reward; with `path` they are written batch by batch together."""
+# ---- answers ----
+
+
+def sample_and_score(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[dict],
+    judges: Judges,
+    version: str,
+    **options,
+) -> list[dict]:
+    """`sample_answers`, each row with version, tokenizer, both scores and the reward.
+
+    With `path` they are written batch by batch together.
+    """
+
     def finish(rows: list[dict]) -> None:
         for row in rows:
-            row |= {"version": version, "tokenizer": tokenizer.fingerprint}
+            row["version"] = version
+            row["tokenizer"] = tokenizer.fingerprint
         judges.rewards(prompts, rows)
 
     return sample_answers(model, tokenizer, prompts, finish=finish, **options)
 
 
 class SamplePool:
-    """The answers of all rounds to one list of prompts; each round the newest reward models score them all again."""
+    """The answers of all rounds to one list of prompts.
+
+    Each round the newest reward models score them all again.
+    """
 
     def __init__(self, prompts: list[dict]):
-        self.prompts, self.rows, self.left_out = prompts, [], {}
+        self.prompts = prompts
+        self.rows: list[dict] = []
+        self.left_out: dict[str, int] = {}  # reason -> answers
 
     def add(self, version: str, rows: list[dict]) -> None:
-        """Add a round's answers, such as have something to learn from; the others are counted by their reason."""
+        """Add a round's answers that have something to learn from.
+
+        The others are counted by their reason.
+        """
         for row in rows:
             if reason := unusable(row):
                 self.left_out[reason] = self.left_out.get(reason, 0) + 1
@@ -216,38 +335,74 @@ class SamplePool:
                 self.rows.append(row | {"version": version})
 
     def rescore(self, judges: Judges, path: Path | None = None, *, batch_rows: int = 2000) -> None:
-        """Score all answers in the pool again. `path`: JSONL to which the scores are written batch by batch; what is there
-        already is not scored again."""
-        batches = [self.rows[start: start + batch_rows] for start in range(0, len(self.rows), batch_rows)]
-        done = resume_rows(path, [len(batch) for batch in batches]) if path else []
-        for row, scores in zip(self.rows, done, strict=False):
-            row |= scores
-        seen, kept = 0, ("version", "index", "sample", *AXES, "reward")
+        """Score all answers in the pool again.
+
+        path: JSONL to which the scores are written batch by batch; what is there already is not
+        scored again. A batch that a kill cut is scored again whole.
+        """
+        batches = []
+        for start in range(0, len(self.rows), batch_rows):
+            batches.append(self.rows[start: start + batch_rows])
+        written = []  # scores of the first rows, from before a kill
+        if path:
+            written = resume_rows(path, [len(batch) for batch in batches])
+        for row, scores in zip(self.rows, written, strict=False):
+            row.update(scores)
+
+        seen = 0
         for batch in batches:
             seen += len(batch)
-            if seen > len(done):
-                judges.rewards(self.prompts, batch)
-                if path:
-                    append_rows(path, [{key: row[key] for key in kept} for row in batch])
+            if seen <= len(written):
+                continue
+            judges.rewards(self.prompts, batch)
+            if path:
+                append_rows(path, [_only(row, RESCORED_KEYS) for row in batch])
 
     def best(self) -> list[dict]:
-        """The answer with the highest reward to each prompt, as SFT rows; reward and version beside them."""
-        picked = best_of(torch.tensor([row["reward"] for row in self.rows]), [row["index"] for row in self.rows])
-        result = []
-        for index in sorted(picked):
-            row, prompt = self.rows[picked[index]], self.prompts[index]
-            result.append({"messages": [*prompt["prompt"], {"role": "assistant", "content": row["answer"]}],
-                           "train_on": "last", "is_safety": prompt["is_safety"],
-                           **{key: row[key] for key in ("answer_ids", "tokenizer", "version", "reward", *AXES, "temperature")}})
-        return result
+        """The answer with the highest reward to each prompt, as SFT rows.
+
+        The prompts stand in their order. Reward, scores, version, temperature and the ids that were
+        sampled stand beside the messages; the loss is on the last answer alone.
+        """
+        best = _best_rows(self.rows)
+        examples = []
+        for index in sorted(best):
+            row = best[index]
+            prompt = self.prompts[index]
+            answer = {"role": "assistant", "content": row["answer"]}
+            example = {
+                "messages": [*prompt["prompt"], answer],
+                "train_on": "last",
+                "is_safety": prompt["is_safety"],
+            }
+            examples.append(example | _only(row, BEST_KEYS))
+        return examples
 
 
-def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[dict], judges: Judges, version: str, *,
-                       temperatures: tuple[float, ...], folder: Path, **options) -> tuple[float, dict[float, float]]:
-    """The temperature whose best of K answers has the highest mean reward on dev prompts (§3.2.3, Fig. 8).
+def _only(row: dict, keys: tuple[str, ...]) -> dict:
+    """The row with these keys alone, in this order."""
+    return {key: row[key] for key in keys}
 
-    Only answers that the pool would take count; a prompt without one at some temperature counts there as the worst prompt
-    of the whole probe (our choice). `options` go to `sample_answers`; answers and scores to `folder/probe-T.jsonl`.
+
+def search_temperature(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[dict],
+    judges: Judges,
+    version: str,
+    *,
+    temperatures: tuple[float, ...],
+    folder: Path,
+    **options,
+) -> tuple[float, dict[float, float]]:
+    """The temperature whose best of K answers has the highest mean reward (§3.2.3, Fig. 8).
+
+    Only answers that the pool would take count. A prompt without one at some temperature counts
+    there as the worst prompt of the whole probe (our choice).
+
+    Args:
+        prompts: of dev. options: go to `sample_answers`.
+        folder: gets answers and scores, in probe-T.jsonl.
 
     Returns:
         (the best temperature, {temperature: mean over prompts of the maximal reward, a logit}).
@@ -255,200 +410,516 @@ def search_temperature(model: Transformer, tokenizer: Tokenizer, prompts: list[d
     Raises:
         InputError: no answer at any temperature can be used.
     """
-    maxima: dict[float, dict[int, float]] = {}  # temperature -> prompt -> the reward of its best answer
+    best: dict[float, dict[int, dict]] = {}  # temperature -> prompt -> its best answer
+    best_rewards = []  # of all temperatures and prompts
     for temperature in temperatures:
-        rows = sample_and_score(model, tokenizer, prompts, judges, version, temperature=temperature,
-                                path=folder / f"probe-{temperature}.jsonl", desc=f"temperature {temperature}", **options)
+        rows = sample_and_score(
+            model,
+            tokenizer,
+            prompts,
+            judges,
+            version,
+            temperature=temperature,
+            path=folder / f"probe-{temperature}.jsonl",
+            desc=f"temperature {temperature}",
+            **options,
+        )
         rows = [row for row in rows if not unusable(row)]
-        picked = best_of(torch.tensor([row["reward"] for row in rows]), [row["index"] for row in rows])
-        maxima[temperature] = {index: rows[i]["reward"] for index, i in picked.items()}
-    everything = [reward for found in maxima.values() for reward in found.values()]
-    if not everything:
-        raise InputError(f"no answer to the {len(prompts)} prompts of the temperature search can be used: all are empty, hold "
-                         "a tag, or are cut at --max-new-tokens; raise it, or fine-tune the model on answers that end")
-    table = {temperature: statistics.fmean(found.get(i, min(everything)) for i in range(len(prompts)))
-             for temperature, found in maxima.items()}
-    return max(table, key=table.get), table
+        best[temperature] = _best_rows(rows)
+        best_rewards += [row["reward"] for row in best[temperature].values()]
+    if not best_rewards:
+        raise InputError(
+            f"no answer to the {len(prompts)} prompts of the temperature search can be used: all "
+            "are empty, hold a tag, or are cut at --max-new-tokens; raise it, or fine-tune the "
+            "model on answers that end"
+        )
+
+    worst = {"reward": min(best_rewards)}
+    means = {}
+    for temperature in best:
+        rewards = []
+        for index in range(len(prompts)):
+            row = best[temperature].get(index, worst)
+            rewards.append(row["reward"])
+        means[temperature] = statistics.fmean(rewards)
+    return max(means, key=means.get), means
 
 
-def refresh_reward_models(policies: list[Transformer], tokenizer: Tokenizer, prompts: list[dict], current: dict[str, Path],
-                          s: Settings, *, label: str, number: int, earlier: list[Path], folder: Path,
-                          dtype: torch.dtype) -> tuple[dict[str, Path], dict]:
-    """Fresh preferences between answers of the newest policies (§3.2.1), on which the reward models learn on (§3.2.2): the
-    fresh pairs and as many earlier ones (at most MAX_REPLAY), so that they know the new answers and forget nothing.
+# ---- preferences and reward models ----
+
+
+def refresh_reward_models(
+    policies: list[Transformer],
+    tokenizer: Tokenizer,
+    prompts: list[dict],
+    current: dict[str, Path],
+    s: Settings,
+    *,
+    label: str,
+    number: int,
+    earlier: list[Path],
+    folder: Path,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Path], dict]:
+    """Fresh preferences between answers of the newest policies; the reward models learn them.
+
+    §3.2.1 and §3.2.2. They learn the fresh pairs and as many earlier ones (at most MAX_REPLAY), so
+    that they know the new answers and forget nothing. A model that is there is not made again.
 
     Args:
-        prompts: to collect on. current: {axis: folder of the reward model so far}. s: pairs of each axis, annotator, …
-        label, number: of the randomness. earlier: folders of rounds, whose pairs count as earlier ones.
+        prompts: to collect on. current: {axis: folder of the reward model so far}.
+        s: pairs of each axis, annotator, settings of the training.
+        label, number: of the randomness.
+        earlier: folders of rounds, whose pairs count as earlier ones, beside those of reward.py.
         folder: gets pairs-AXIS.jsonl and reward-AXIS.
 
     Returns:
-        ({axis: folder of the refreshed reward model}, {axis: accuracy of the one so far on the fresh pairs}).
+        ({axis: folder of the refreshed reward model},
+         {axis: accuracy of the one so far on the fresh pairs}).
 
     Raises:
         NotAnnotated: a person has to label the pairs first.
+        InputError: the first pairs of reward.py, which set the zero of helpfulness, are missing.
     """
-    fresh, tables, refreshed, waiting = {}, {}, {}, []
-    zero = read_preferences(require(s.out / "reward-helpfulness" / "pairs.jsonl", "python reward.py"))  # see `set_shift`
-    for axis in AXES:
-        picked = pick_prompts(prompts, axis, getattr(s, f"{axis}_pairs"), s.seed * 1000 + number)
-        try:
-            fresh[axis] = collect_preferences(policies, tokenizer, picked, axis, annotator=s.annotator,
-                                              temperatures=s.pair_temperatures, key=(s.seed, label), folder=folder,
-                                              max_new_tokens=s.max_new_tokens)
-            write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
-        except NotAnnotated as stop:  # both files are written, then a person has both to label
-            waiting.append(str(stop))
-    if waiting:
-        raise NotAnnotated(". ".join(waiting))
+    first_pairs = require(s.out / "reward-helpfulness" / "pairs.jsonl", "python reward.py")
+    zero = read_preferences(first_pairs)  # see `set_shift`
+    fresh = _collect_fresh_pairs(
+        policies, tokenizer, prompts, s, label=label, number=number, folder=folder
+    )
+
+    device = policies[0].tok_embeddings.weight.device
+    refreshed = {}
+    tables = {}
     for axis in AXES:
         refreshed[axis] = folder / f"reward-{axis}"
-        model, judges_tokenizer = load_reward_model(current[axis], policies[0].tok_embeddings.weight.device)
+        model, judges_tokenizer = load_reward_model(current[axis], device)
         if fresh[axis]:
-            tables[axis] = report(model, judges_tokenizer, fresh[axis], axis, "fresh (not yet learned)")
-        if not (refreshed[axis] / "reward_head.pth").exists():
-            files = [s.out / f"reward-{axis}" / "pairs.jsonl", *(path / f"pairs-{axis}.jsonl" for path in earlier)]
-            older = [row for file in files if file.exists() for _, row in read_jsonl(file)]
-            count = min(len(older), len(fresh[axis]), MAX_REPLAY)
-            replay = random.Random(f"{s.seed} {number} {axis}").sample(older, count)
-            train_reward_model(model, judges_tokenizer, fresh[axis] + replay, margin=s.margin,
-                               auxiliary_weight=float(axis == "safety"), epochs=1, batch_tokens=s.reward_batch_tokens,
-                               micro_tokens=s.micro_tokens, learning_rate=s.reward_learning_rate,
-                               weight_decay=s.weight_decay, folder=folder, phase=axis, seed=s.seed + number, dtype=dtype)
-            if axis == "helpfulness":
-                set_shift(model, judges_tokenizer, zero)
-            save_reward_model(refreshed[axis], model, judges_tokenizer)
+            which = "fresh (not yet learned)"
+            tables[axis] = report(model, judges_tokenizer, fresh[axis], axis, which)
+        if (refreshed[axis] / "reward_head.pth").exists():
+            continue  # learned before a kill
+        replay = _draw_earlier_pairs(axis, earlier, s, number=number, wanted=len(fresh[axis]))
+        train_reward_model(
+            model,
+            judges_tokenizer,
+            fresh[axis] + replay,
+            margin=s.margin,
+            auxiliary_weight=float(axis == "safety"),
+            epochs=1,
+            batch_tokens=s.reward_batch_tokens,
+            micro_tokens=s.micro_tokens,
+            learning_rate=s.reward_learning_rate,
+            weight_decay=s.weight_decay,
+            folder=folder,
+            phase=axis,
+            seed=s.seed + number,
+            dtype=dtype,
+        )
+        if axis == "helpfulness":
+            set_shift(model, judges_tokenizer, zero)
+        save_reward_model(refreshed[axis], model, judges_tokenizer)
     return refreshed, tables
 
 
-def run_round(version: int, s: Settings) -> None:
-    """One round: RLHF-V(n) from V(n-1). Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched."""
-    label = f"rlhf-v{version}"
-    name = s.name or label  # a control draws the same random numbers as the version that it stands beside
-    device, folder = choose_device(s.device), s.out / name
-    dtype = choose_dtype(s.dtype, device)
-    before = [s.out / ("sft" if v == 0 else f"rlhf-v{v}") for v in range(version)]
-    commands = ["python sft.py", *(f"python rejection_sampling.py --rounds {v}" for v in range(1, version))]
-    for path, command in zip(before, commands, strict=True):
-        require(path, command)
-    newest = Path(s.init) if s.init else before[-1]
-    elsewhere = newest.resolve() not in {path.resolve() for path in before}  # such as V4-PPO
-    earlier = before[1:] + [newest] * elsewhere  # whose reward models and pairs this round goes on from
-    judges_before = newest_reward_models(s.out, earlier)
-    train_file = toy.ensure() / "prompts-train.jsonl" if s.prompts == "toy" else Path(s.prompts)
-    inputs = {"model": newest, "prompts": train_file, **judges_before} | ({"mix": Path(s.mix)} if s.mix else {})
-    settings = kept_settings(s, "rounds", "init", "mix", "name", "answer", "n", "temperature")
-    mix = read_sft(s.mix) if s.mix else []
-    pooled = before[1:] if s.pool == "all" else []  # the earlier rounds whose answers count
-    inputs |= {f"samples of {path.name}": path / "samples.jsonl" for path in pooled}
-    check_same_prompts(pooled, train_file, s.max_prompts)
-    started = open_stage(folder, settings, inputs, s.fresh)
-    if not started:
-        return
-    all_prompts = read_prompts(train_file)
-    check_annotator(s.annotator, all_prompts)
-    prompts = all_prompts[: s.max_prompts or None]
-    dev = read_prompts(toy.FOLDER / "prompts-dev.jsonl") if s.prompts == "toy" else []
-    model, tokenizer = load_model(newest, device)
-    mix = encode_rows(tokenizer, mix, model.args.max_seq_len)  # now: a mistake in it is told before hours of sampling
-    metrics = Metrics(folder / "metrics.jsonl")
-    print(f"\n=== {name}: {len(prompts)} prompts x {s.samples} answers from {newest}")
+def _collect_fresh_pairs(
+    policies: list[Transformer],
+    tokenizer: Tokenizer,
+    prompts: list[dict],
+    settings: Settings,
+    *,
+    label: str,
+    number: int,
+    folder: Path,
+) -> dict[str, list[dict]]:
+    """{axis: preferences between answers of these policies}, each axis on prompts of its own.
 
-    # 1. annotate: fresh preferences between the newest model and the one before it; refresh the reward models
-    tables, current = {}, judges_before
-    if s.annotator != "none":
-        older = load_model(before[-1] if s.init else before[max(0, version - 2)], device)[0]
-        current, tables = refresh_reward_models([model, older], tokenizer, all_prompts, judges_before, s, label=label,
-                                                number=version, earlier=earlier, folder=folder, dtype=dtype)
-    judges = Judges(current, device)
+    label, number: of the randomness. The pairs are written to pairs-AXIS.jsonl. Where a person has
+    to label them, `NotAnnotated` comes after both axes' answers are written, for both to be
+    labelled.
+    """
+    pair_counts = {"helpfulness": settings.helpfulness_pairs, "safety": settings.safety_pairs}
+    fresh = {}
+    waiting = []  # what is not labelled yet
+    for axis in AXES:
+        seed = settings.seed * 1000 + number
+        picked = pick_prompts(prompts, axis, pair_counts[axis], seed)
+        try:
+            fresh[axis] = collect_preferences(
+                policies,
+                tokenizer,
+                picked,
+                axis,
+                annotator=settings.annotator,
+                temperatures=settings.pair_temperatures,
+                key=(settings.seed, label),
+                folder=folder,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
+        except NotAnnotated as stop:
+            waiting.append(str(stop))
+    if waiting:
+        raise NotAnnotated(". ".join(waiting))
+    return fresh
 
-    # 2. choose the temperature on dev prompts
-    probe = (dev or prompts)[:48]
-    temperature, table = search_temperature(model, tokenizer, probe, judges, name, temperatures=s.temperatures, folder=folder,
-                                            samples=s.samples, max_new_tokens=s.max_new_tokens,
-                                            key=(s.seed, label, "temperature"))
-    metrics.rewind("temperature")
-    metrics.log("temperature", 0, chosen=temperature, **{f"reward_at_{t}": value for t, value in table.items()})
-    print("best of", s.samples, "by temperature:", ", ".join(f"{t}: {value:.3f}" for t, value in table.items()))
 
-    # 3. sample and score
-    rows = sample_and_score(model, tokenizer, prompts, judges, name, key=(s.seed, label), samples=s.samples,
-                            temperature=temperature, max_new_tokens=s.max_new_tokens, path=folder / "samples.jsonl")
-    write_jsonl(folder / "samples.jsonl", rows)  # by prompt, all K answers of one together
+def _draw_earlier_pairs(
+    axis: str, earlier: list[Path], settings: Settings, *, number: int, wanted: int
+) -> list[dict]:
+    """So many pairs of the collections before, at most MAX_REPLAY, each at most once.
 
-    # 4. keep the best of all rounds, the earlier answers scored again
-    pool = SamplePool(prompts)
-    for path in pooled:
-        pool.add(path.name, [row for _, row in read_jsonl(path / "samples.jsonl")])
-    pool.rescore(judges, folder / "rescored.jsonl")
-    pool.add(name, rows)
+    The collections are that of reward.py and those in the folders `earlier`.
+    """
+    files = [settings.out / f"reward-{axis}" / "pairs.jsonl"]
+    for folder in earlier:
+        files.append(folder / f"pairs-{axis}.jsonl")
+    pairs = []
+    for file in files:
+        if file.exists():
+            pairs += _rows_of(file)
+    count = min(len(pairs), wanted, MAX_REPLAY)
+    return random.Random(f"{settings.seed} {number} {axis}").sample(pairs, count)
+
+
+def _rows_of(file: Path) -> list[dict]:
+    return [row for _, row in read_jsonl(file)]
+
+
+# ---- a round ----
+
+
+@dataclass
+class _Round:
+    """What the phases of a round have in common."""
+
+    version: int
+    settings: Settings
+    lineage: Lineage
+    device: torch.device
+    dtype: torch.dtype
+    started: tuple[float, float]  # the clock's readings, for `finish_stage`
+    reward_models: dict[str, Path]  # the newest before this round
+    train_prompts: list[dict]  # fresh preferences are collected on these
+    prompts: list[dict]  # the first of them: they get K answers each
+    probe: list[dict]  # prompts of the temperature search
+    model: Transformer  # the newest
+    tokenizer: Tokenizer
+    mix: list[Dialog]  # more dialogs to learn
+
+    @property
+    def name(self) -> str:
+        return self.lineage.folder.name
+
+    @property
+    def folder(self) -> Path:
+        return self.lineage.folder
+
+
+def run_round(version: int, settings: Settings) -> None:
+    """One round: RLHF-V(n) from V(n-1).
+
+    Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched.
+    """
+    this_round = _begin_round(version, settings)
+    if not this_round:
+        return  # it is finished already
+    folder = this_round.folder
+
+    # 1. annotate: fresh preferences between the newest model and an older one
+    # 2. refresh: the reward models learn on from them
+    reward_models = this_round.reward_models
+    accuracy = {}  # of those so far on the fresh pairs
+    if settings.annotator != "none":
+        reward_models, accuracy = _annotate_and_refresh(this_round)
+    judges = Judges(reward_models, this_round.device)
+
+    # 3. choose the temperature on dev prompts
+    temperature = _choose_temperature(this_round, judges)
+
+    # 4. sample K answers to each prompt and score them
+    answers = _sample_all(this_round, judges, temperature)
+    write_jsonl(folder / "samples.jsonl", answers)  # by prompt, all K answers of one together
+
+    # 5. keep the best of all rounds, the earlier answers scored again
+    pool = _pool_of_all_rounds(this_round, judges, answers)
     best = pool.best()
     if not best:
-        raise InputError(f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones")
+        raise InputError(
+            f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones"
+        )
     write_jsonl(folder / "best.jsonl", best)
-    sources = {v: sum(row["version"] == v for row in best) for v in sorted({row["version"] for row in best})}
-    gated = share_gated(prompts, rows)
+    results = {"temperature": temperature} | _report_best(this_round, answers, pool, best)
+
+    # 6. fine-tune
+    model, tokenizer = _tune_on(this_round, best)
+
+    # 7. measure
+    results["reward_models"] = accuracy
+    if settings.prompts == "toy":
+        results["dev"] = evaluate_on_dev(this_round.name, model, tokenizer)
+    finish_stage(folder, results, this_round.started)
+
+
+def _begin_round(version: int, settings: Settings) -> _Round | None:
+    """Check all that the round needs, open its folder, load prompts and model; None: finished."""
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    lineage = trace(
+        settings.out, version, init=settings.init, name=settings.name, pool=settings.pool
+    )
+    lineage.require_versions()
+    reward_models = newest_reward_models(settings.out, lineage.refreshed)
+    prompts_file = Path(settings.prompts)
+    if settings.prompts == "toy":
+        prompts_file = toy.ensure() / "prompts-train.jsonl"
+
+    inputs = {"model": lineage.newest, "prompts": prompts_file, **reward_models}
+    mix = []
+    if settings.mix:
+        inputs["mix"] = Path(settings.mix)
+        mix = read_sft(settings.mix)
+    for folder in lineage.pooled:
+        inputs[f"samples of {folder.name}"] = folder / "samples.jsonl"
+    check_same_prompts(lineage.pooled, prompts_file, settings.max_prompts)
+    kept = kept_settings(settings, "rounds", "init", "mix", "name", "answer", "n", "temperature")
+    started = open_stage(lineage.folder, kept, inputs, settings.fresh)
+    if not started:
+        return None
+
+    train_prompts = read_prompts(prompts_file)
+    check_annotator(settings.annotator, train_prompts)
+    prompts = train_prompts[: settings.max_prompts or None]
+    probe = prompts
+    if settings.prompts == "toy":
+        probe = read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+    model, tokenizer = load_model(lineage.newest, device)
+    # encoded now: a mistake in the mix is told before hours of sampling
+    mix = encode_rows(tokenizer, mix, model.args.max_seq_len)
+    print(
+        f"\n=== {lineage.folder.name}: {len(prompts)} prompts x {settings.samples} answers "
+        f"from {lineage.newest}"
+    )
+    return _Round(
+        version=version,
+        settings=settings,
+        lineage=lineage,
+        device=device,
+        dtype=dtype,
+        started=started,
+        reward_models=reward_models,
+        train_prompts=train_prompts,
+        prompts=prompts,
+        probe=probe[:PROBE],
+        model=model,
+        tokenizer=tokenizer,
+        mix=mix,
+    )
+
+
+def _annotate_and_refresh(this_round: _Round) -> tuple[dict[str, Path], dict]:
+    """`refresh_reward_models` on answers of the newest model and of an older one."""
+    older, _ = load_model(this_round.lineage.compared, this_round.device)
+    return refresh_reward_models(
+        [this_round.model, older],
+        this_round.tokenizer,
+        this_round.train_prompts,
+        this_round.reward_models,
+        this_round.settings,
+        label=this_round.lineage.label,
+        number=this_round.version,
+        earlier=this_round.lineage.refreshed,
+        folder=this_round.folder,
+        dtype=this_round.dtype,
+    )
+
+
+def _choose_temperature(this_round: _Round, judges: Judges) -> float:
+    """`search_temperature` with random numbers of its own; the means are logged and printed."""
+    settings = this_round.settings
+    temperature, means = search_temperature(
+        this_round.model,
+        this_round.tokenizer,
+        this_round.probe,
+        judges,
+        this_round.name,
+        temperatures=settings.temperatures,
+        folder=this_round.folder,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        key=(settings.seed, this_round.lineage.label, "temperature"),
+    )
+    logged = {f"reward_at_{tried}": mean for tried, mean in means.items()}
+    metrics = Metrics(this_round.folder / "metrics.jsonl")
+    metrics.rewind("temperature")
+    metrics.log("temperature", 0, chosen=temperature, **logged)
+    shown = ", ".join(f"{tried}: {mean:.3f}" for tried, mean in means.items())
+    print("best of", settings.samples, "by temperature:", shown)
+    return temperature
+
+
+def _sample_all(this_round: _Round, judges: Judges, temperature: float) -> list[dict]:
+    """K answers of the newest model to each prompt, with their scores."""
+    settings = this_round.settings
+    return sample_and_score(
+        this_round.model,
+        this_round.tokenizer,
+        this_round.prompts,
+        judges,
+        this_round.name,
+        key=(settings.seed, this_round.lineage.label),
+        samples=settings.samples,
+        temperature=temperature,
+        max_new_tokens=settings.max_new_tokens,
+        path=this_round.folder / "samples.jsonl",
+    )
+
+
+def _pool_of_all_rounds(this_round: _Round, judges: Judges, answers: list[dict]) -> SamplePool:
+    """The answers of the earlier rounds, scored again, and those of this one."""
+    pool = SamplePool(this_round.prompts)
+    for folder in this_round.lineage.pooled:
+        pool.add(folder.name, _rows_of(folder / "samples.jsonl"))
+    pool.rescore(judges, this_round.folder / "rescored.jsonl")
+    pool.add(this_round.name, answers)
+    return pool
+
+
+def _report_best(
+    this_round: _Round, answers: list[dict], pool: SamplePool, best: list[dict]
+) -> dict[str, object]:
+    """Print what was kept and what was not; the record's {"sources", "left_out", "gated"}."""
+    versions = [row["version"] for row in best]
+    sources = {version: versions.count(version) for version in sorted(set(versions))}
+    gated = share_gated(this_round.prompts, answers)
     print(f"the safety gate takes over {gated:.1%} of the answers to untagged prompts")
-    means = [statistics.fmean(row["reward"] for row in picked) for picked in (rows, best)]
-    print(f"reward of all answers {means[0]:.3f}, of the best {means[1]:.3f}; "
-          f"best from {sources}; left out {pool.left_out}")
-
-    # 5. fine-tune
-    if s.start == "sft":
-        model, tokenizer = load_model(before[0], device)
-    dialogs = encode_rows(tokenizer, best, model.args.max_seq_len) + mix
-    finetune(model, dialogs, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-             learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder, phase="finetune",
-             seed=s.seed + version, dtype=dtype)
-    save_model(folder, model, tokenizer)
-    show_answers(model, tokenizer, [prompt["prompt"] for prompt in prompts[:5]], f"{name} answers")
-
-    # 6. measure
-    results = {"temperature": temperature, "sources": sources, "left_out": pool.left_out, "gated": gated, "reward_models": tables}
-    if s.prompts == "toy":
-        results["dev"] = evaluate_on_dev(name, model, tokenizer)
-    finish_stage(folder, results, started)
+    mean_of_all = statistics.fmean(row["reward"] for row in answers)
+    mean_of_best = statistics.fmean(row["reward"] for row in best)
+    print(
+        f"reward of all answers {mean_of_all:.3f}, of the best {mean_of_best:.3f}; "
+        f"best from {sources}; left out {pool.left_out}"
+    )
+    return {"sources": sources, "left_out": pool.left_out, "gated": gated}
 
 
-def candidates(model: Transformer, tokenizer: Tokenizer, judges: Judges, question: str, *, n: int, seed: int = 0,
-               **options) -> list[dict]:
-    """N answers to one prompt, the best first; those that cannot be used stand last. `options` go to `sample_answers`."""
-    prompts = [{"prompt": [{"role": "user", "content": question}], "is_safety": False}]
-    rows = sample_and_score(model, tokenizer, prompts, judges, "answer", samples=n, key=(seed, "answer"), **options)
+def _tune_on(this_round: _Round, best: list[dict]) -> tuple[Transformer, Tokenizer]:
+    """The newest model (or SFT again) fine-tuned on the best answers and the mix, and saved."""
+    settings = this_round.settings
+    model, tokenizer = this_round.model, this_round.tokenizer
+    if settings.start == "sft":
+        model, tokenizer = load_model(this_round.lineage.sft, this_round.device)
+    dialogs = encode_rows(tokenizer, best, model.args.max_seq_len) + this_round.mix
+    finetune(
+        model,
+        dialogs,
+        epochs=settings.epochs,
+        batch_tokens=settings.batch_tokens,
+        micro_tokens=settings.micro_tokens,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        folder=this_round.folder,
+        phase="finetune",
+        seed=settings.seed + this_round.version,
+        dtype=this_round.dtype,
+    )
+    save_model(this_round.folder, model, tokenizer)
+    shown = [prompt["prompt"] for prompt in this_round.prompts[:5]]
+    show_answers(model, tokenizer, shown, f"{this_round.name} answers")
+    return model, tokenizer
+
+
+# ---- one answer by best of N ----
+
+
+def candidates(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    judges: Judges,
+    question: str,
+    *,
+    n: int,
+    seed: int = 0,
+    **options,
+) -> list[dict]:
+    """N answers to one prompt, the best first; those that cannot be used stand last.
+
+    options: go to `sample_answers`.
+    """
+    prompt = {"prompt": [{"role": "user", "content": question}], "is_safety": False}
+    key = (seed, "answer")
+    rows = sample_and_score(
+        model, tokenizer, [prompt], judges, "answer", samples=n, key=key, **options
+    )
     return sorted(rows, key=lambda row: (bool(unusable(row)), -row["reward"]))
 
 
-def show_candidates(s: Settings) -> None:
-    """`--answer`: best of N with the newest model and the newest reward models of OUT, all candidates shown."""
-    device, made = choose_device(s.device), [s.out / name for name in VERSIONS if is_finished(s.out / name)]
-    folder = Path(s.init) if s.init else made[-1] if made else require(s.out / "sft", "python sft.py")
-    judge_folders = newest_reward_models(s.out, made)
-    rows = candidates(*load_model(folder, device), Judges(judge_folders, device), s.answer, n=s.n, seed=s.seed,
-                      temperature=s.temperature, max_new_tokens=s.max_new_tokens)
-    terminal.print_candidates(folder, judge_folders, rows)
+def show_candidates(settings: Settings) -> None:
+    """`--answer`: best of N with the newest model and reward models of OUT.
+
+    All candidates are shown. `--init` names another model.
+    """
+    device = choose_device(settings.device)
+    finished = []
+    for name in VERSIONS:
+        if is_finished(settings.out / name):
+            finished.append(settings.out / name)
+    if settings.init:
+        folder = Path(settings.init)
+    elif finished:
+        folder = finished[-1]
+    else:
+        folder = require(settings.out / "sft", "python sft.py")
+    reward_models = newest_reward_models(settings.out, finished)
+    model, tokenizer = load_model(folder, device)
+    rows = candidates(
+        model,
+        tokenizer,
+        Judges(reward_models, device),
+        settings.answer,
+        n=settings.n,
+        seed=settings.seed,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    terminal.print_candidates(folder, reward_models, rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    s = parse_settings(Settings, __doc__, PRESETS, argv)
-    check_positive(s, "samples", "max_new_tokens", "n", "temperature", "epochs", "batch_tokens", "micro_tokens",
-                   "learning_rate", "temperatures", "pair_temperatures", "helpfulness_pairs", "safety_pairs",
-                   or_zero=("weight_decay", "max_prompts"))
-    set_threads(s.threads)
-    set_seed(s.seed)
-    if s.answer:
-        show_candidates(s)
+    settings = parse_settings(Settings, __doc__, PRESETS, argv)
+    set_threads(settings.threads)
+    set_seed(settings.seed)
+    if settings.answer:
+        show_candidates(settings)
         return
+    versions = _wanted_versions(settings.rounds)
+    _check_name(settings.name, versions)
+    for version in versions:
+        run_round(version, settings)
+        settings = replace(settings, init="")  # it is the start of the first of them only
+
+
+def _wanted_versions(rounds: str) -> range:
+    """1-4 as a range, or one number; InputError where it is neither."""
+    first, _, last = rounds.partition("-")
     try:
-        first, _, last = s.rounds.partition("-")
         versions = range(int(first), int(last or first) + 1)
     except ValueError:
-        raise InputError(f"--rounds {s.rounds}: wanted: a number or a range, such as 1-4") from None
+        message = f"--rounds {rounds}: wanted: a number or a range, such as 1-4"
+        raise InputError(message) from None
     if not versions or versions[0] < 1:
-        raise InputError(f"--rounds {s.rounds}: rounds count from 1 upwards")
-    if s.name and (len(versions) > 1 or not re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", s.name)):
-        raise InputError(f"--name {s.name}: wanted: --rounds with one number N, and a name such as rlhf-vN-no-ppo")
-    for version in versions:
-        run_round(version, s if version == versions[0] else replace(s, init=""))
+        raise InputError(f"--rounds {rounds}: rounds count from 1 upwards")
+    return versions
+
+
+def _check_name(name: str, versions: range) -> None:
+    """InputError where a control's name does not begin with its version, or is for several."""
+    if not name:
+        return
+    fits = re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", name)
+    if len(versions) > 1 or not fits:
+        raise InputError(
+            f"--name {name}: wanted: --rounds with one number N, "
+            "and a name such as rlhf-vN-no-ppo"
+        )
 
 
 if __name__ == "__main__":

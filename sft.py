@@ -68,12 +68,22 @@ class Settings:
     fresh: bool = False  # start over: delete what is in OUT/sft
 
 
-PAPER = dict(epochs=2, batch_tokens=64 * 4096, micro_tokens=4096, learning_rate=2e-5, data="", dev_data="none")
+PAPER = dict(
+    epochs=2,
+    batch_tokens=64 * 4096,
+    micro_tokens=4096,
+    learning_rate=2e-5,
+    data="",
+    dev_data="none",
+)
 PRESETS = {
     "tiny": dict(max_rows=2000),
     "toy": {},
     "small": dict(batch_tokens=4096, learning_rate=1e-3),
-    "llama-2-7b": PAPER, "llama-2-13b": PAPER, "llama-2-70b": PAPER,
+    "llama-2-7b": PAPER,
+    "llama-2-13b": PAPER,
+    "llama-2-34b": PAPER,
+    "llama-2-70b": PAPER,
 }
 
 
@@ -258,16 +268,17 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> lis
     """
     dialogs = []
     for row in rows:
-        where = row.get("where", "row")
-        ids = sampled_ids(tokenizer, row, "answer_ids", row["messages"][-1]["content"])
+        where, messages = row.get("where", "row"), row["messages"]
+        ids = sampled_ids(tokenizer, row, "answer_ids", messages[-1]["content"])
         if ids and (tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]):
             ids = None  # nothing should learn to write a control token, but for EOS at the end
         try:
-            dialog = encode_dialog(tokenizer, row["messages"], row.get("train_on", "all"), ids)
+            dialog = encode_dialog(tokenizer, messages, row.get("train_on", "all"), ids)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        if len(dialog.ids) > max_seq_len:
-            raise InputError(f"{where}: the dialog has {len(dialog.ids)} tokens, the model's context only {max_seq_len}")
+        length = len(dialog.ids)
+        if length > max_seq_len:
+            raise InputError(f"{where}: the dialog has {length} tokens, the model's context only {max_seq_len}")
         dialogs.append(dialog)
     return dialogs
 
@@ -283,9 +294,13 @@ def answer_loss(model: llama.Transformer, dialogs: list[Dialog]) -> tuple[Tensor
 @torch.inference_mode()
 def held_out_loss(model: llama.Transformer, dialogs: list[Dialog]) -> float:
     """Mean cross-entropy per answer token, in nats."""
-    losses = [answer_loss(model, [dialogs[i] for i in rows])
-              for rows in batches_by_length([len(dialog.ids) for dialog in dialogs], 8192)]
-    return sum(loss.item() for loss, _ in losses) / sum(count for _, count in losses)
+    lengths = [len(dialog.ids) for dialog in dialogs]
+    total, count = 0, 0
+    for rows in batches_by_length(lengths, 8192):
+        loss, counted = answer_loss(model, [dialogs[i] for i in rows])
+        total += loss.item()
+        count += counted
+    return total / count
 
 
 def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, batch_tokens: int, learning_rate: float,
@@ -294,7 +309,8 @@ def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, ba
 
     `options` go to `optimise`, which logs to `folder`, and goes on after a kill.
     """
-    plan = plan_steps([len(dialog.ids) for dialog in dialogs], batch_tokens, epochs, seed, micro_tokens)
+    lengths = [len(dialog.ids) for dialog in dialogs]
+    plan = plan_steps(lengths, batch_tokens, epochs, seed, micro_tokens)
 
     def batch_loss(rows: list[int]) -> tuple[Tensor, int, dict]:
         return *answer_loss(model, [dialogs[row] for row in rows]), {}
@@ -304,61 +320,119 @@ def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, ba
 
 def show_answers(model: llama.Transformer, tokenizer: Tokenizer, prompts: list[list[dict]], title: str) -> None:
     """Print the model's greedy answers to a few prompts, so that a reader sees it change."""
-    found = llama.generate(model, [encode_prompt(tokenizer, prompt) for prompt in prompts], [(0, i) for i in range(len(prompts))],
-                           64, 0.0, eos_id=tokenizer.eos_id)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    keys = [(0, i) for i in range(len(prompts))]
+    answers = llama.generate(model, encoded, keys, 64, 0.0, eos_id=tokenizer.eos_id)
     print(f"\n--- {title}")
-    for prompt, answer in zip(prompts, found, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         print(f"  {prompt[-1]['content']:<42} {tokenizer.decode(answer.ids).strip()!r}")
     model.train()
 
 
-def main(argv: list[str] | None = None) -> None:
-    # 1. settings, data, model
-    s = parse_settings(Settings, __doc__, PRESETS, argv)
-    folder = s.out / "sft"
-    check_positive(s, "epochs", "batch_tokens", "micro_tokens", "learning_rate", or_zero=("weight_decay", "max_rows"))
-    if not 0 <= s.safety_share <= 1:
-        raise InputError(f"wanted: --safety-share from 0 to 1 (is {s.safety_share})")
-    set_threads(s.threads)
-    set_seed(s.seed)
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    if s.data == "toy" or s.dev_data == "toy":
+def _check(settings: Settings) -> None:
+    """Raise InputError for settings that cannot be meant."""
+    check_positive(
+        settings,
+        "epochs",
+        "batch_tokens",
+        "micro_tokens",
+        "learning_rate",
+        or_zero=("weight_decay", "max_rows"),
+    )
+    share = settings.safety_share
+    if not 0 <= share <= 1:
+        raise InputError(f"wanted: --safety-share from 0 to 1 (is {share})")
+    needs_model = settings.preset.startswith("llama-2") and settings.init == "none"
+    if not settings.data or needs_model:
+        raise InputError(
+            f"--preset {settings.preset} needs demonstrations and a model: --data FILE.jsonl --init FOLDER"
+        )
+
+
+def _data_files(settings: Settings) -> tuple[Path, Path | None]:
+    """The file of demonstrations, and that of the held-out loss (None: there is none)."""
+    if "toy" in (settings.data, settings.dev_data):
         toy.ensure()
-    data = toy.FOLDER / "sft.jsonl" if s.data == "toy" else Path(s.data)
-    dev_data = toy.FOLDER / "sft-dev.jsonl" if s.dev_data == "toy" else None if s.dev_data == "none" else Path(s.dev_data)
-    inputs = {"data": data} | ({} if s.init == "none" else {"init": Path(s.init)})
-    if not s.data or (s.preset.startswith("llama-2") and s.init == "none"):
-        raise InputError(f"--preset {s.preset} needs demonstrations and a model: --data FILE.jsonl --init FOLDER")
-    rows = read_sft(data)
-    if s.init == "none":
+    data = toy.FOLDER / "sft.jsonl" if settings.data == "toy" else Path(settings.data)
+    if settings.dev_data == "none":
+        return data, None
+    if settings.dev_data == "toy":
+        return data, toy.FOLDER / "sft-dev.jsonl"
+    return data, Path(settings.dev_data)
+
+
+def _keep_safety_share(rows: list[dict], share: float) -> list[dict]:
+    """All rows but those tagged is_safety, of which this share is kept, spread evenly over the file.
+
+    Whether row i is kept follows from i alone: a smaller share keeps some of what a larger one keeps.
+    """
+    kept = []
+    for i, row in enumerate(rows):
+        place = (i * 0.618034) % 1  # multiples of the golden ratio fill 0 to 1 evenly
+        if not row.get("is_safety") or place < share:
+            kept.append(row)
+    return kept
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings = parse_settings(Settings, __doc__, PRESETS, argv)
+    _check(settings)
+    set_threads(settings.threads)
+    set_seed(settings.seed)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+
+    # 1. the model to start from: random weights in the toy world, a pre-trained one at full scale
+    data_file, dev_file = _data_files(settings)
+    inputs = {"data": data_file}
+    rows = read_sft(data_file)
+    if settings.init == "none":
         tokenizer = Tokenizer(toy.TOKENIZER)
-        model = llama.Transformer(replace(llama.PRESETS[s.preset], vocab_size=tokenizer.vocab_size))
-        model.init_weights(s.seed)
+        args = replace(llama.PRESETS[settings.preset], vocab_size=tokenizer.vocab_size)
+        model = llama.Transformer(args)
+        model.init_weights(settings.seed)
     else:
-        model, tokenizer = load_model(s.init)
+        inputs["init"] = Path(settings.init)
+        model, tokenizer = load_model(settings.init)
     model.to(device)
-    rows = [row for i, row in enumerate(rows) if not row.get("is_safety") or (i * 0.618034) % 1 < s.safety_share]
-    dialogs = encode_rows(tokenizer, rows[: s.max_rows or None], model.args.max_seq_len)
-    dev = encode_rows(tokenizer, read_sft(dev_data), model.args.max_seq_len) if dev_data else []
-    started = open_stage(folder, kept_settings(s), inputs, s.fresh)
+
+    # 2. demonstrations, as ids with a mask on what is trained
+    rows = _keep_safety_share(rows, settings.safety_share)
+    context = model.args.max_seq_len
+    dialogs = encode_rows(tokenizer, rows[: settings.max_rows or None], context)
+    dev_dialogs = encode_rows(tokenizer, read_sft(dev_file), context) if dev_file else []
+    folder = settings.out / "sft"
+    started = open_stage(folder, kept_settings(settings), inputs, settings.fresh)
     if not started:
         return
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(dialogs):,} dialogs, "
-          f"{sum(len(d.ids) for d in dialogs):,} tokens, on {device} in {dtype}")
+    parameters = sum(weight.numel() for weight in model.parameters())
+    tokens = sum(len(dialog.ids) for dialog in dialogs)
+    print(f"{parameters:,} parameters, {len(dialogs):,} dialogs, {tokens:,} tokens, on {device} in {dtype}")
 
-    # 2. train, showing now and then what the model answers
-    shown = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2][:5]
-    finetune(model, dialogs, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-             learning_rate=s.learning_rate, weight_decay=s.weight_decay,
-             warmup_fraction=s.warmup_fraction, folder=folder,
-             phase="sft", seed=s.seed, dtype=dtype,
-             watch=lambda step: show_answers(model, tokenizer, shown, f"after {step} steps"))
+    # 3. train, showing now and then what the model answers
+    single_questions = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2]
+    shown = single_questions[:5]
+    finetune(
+        model,
+        dialogs,
+        epochs=settings.epochs,
+        batch_tokens=settings.batch_tokens,
+        micro_tokens=settings.micro_tokens,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_fraction=settings.warmup_fraction,
+        folder=folder,
+        phase="sft",
+        seed=settings.seed,
+        dtype=dtype,
+        watch=lambda step: show_answers(model, tokenizer, shown, f"after {step} steps"),
+    )
 
-    # 3. save, report
+    # 4. save, measure
     save_model(folder, model, tokenizer)
-    results = {"dev_loss": held_out_loss(model, dev)} if dev else {}
-    if dev:
+    results = {}
+    if dev_dialogs:
+        results["dev_loss"] = held_out_loss(model, dev_dialogs)
         print(f"\nheld-out loss {results['dev_loss']:.3f} nats per answer token")
     finish_stage(folder, results, started)
     print(f"chat: python model.py {folder}")

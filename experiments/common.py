@@ -186,7 +186,7 @@ def deepen(body: Transformer, layers: int) -> Transformer:
 
 def train(root: Path, seed: int, axis: str, rows: list[dict], init: Path | None = None, more_layers: int = 0,
           **changes) -> tuple[RewardModel, Tokenizer]:
-    """A reward model as `reward.py --seed SEED` trains it (its phases 3 and 4), on these rows, from `init` (ROOT/SEED/sft);
+    """A reward model as `reward.py --seed SEED` trains it (its phases 4 and 5), on these rows, from `init` (ROOT/SEED/sft);
     `changes` are fields of its Settings; `more_layers` on top are no setting of it (`deepen`)."""
     s = replace(RewardSettings(), seed=seed, **changes)
     policy, tokenizer = load_model(init or root / str(seed) / "sft")

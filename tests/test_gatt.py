@@ -172,6 +172,37 @@ def test_ghost_dialogs_reach_the_loss():
     assert count == len(found["answer_ids"]) and loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_training_takes_its_mask_from_ghost_loss_mask(monkeypatch):
+    """Ghost rows are encoded with the loss on all answers, then masked: what encode_dialog gives for "last"."""
+    tokenizer, masked = toy_tokenizer(), []
+
+    def spy(turns, loss_mask):
+        masked.append(loss_mask)
+        return ghost_loss_mask(turns, loss_mask)
+
+    monkeypatch.setattr(gatt, "ghost_loss_mask", spy)
+    dialogs = [a_dialog(n) for n in (1, 3, 7)]
+    ghosts = ghost_dialogs(dialogs, {i: row(i, "Kogo! Fine.") for i in range(3)})
+    training = gatt._encode_ghosts(tokenizer, ghosts, 512)
+    every = [encode_dialog(tokenizer, found["messages"], "all", found["answer_ids"]) for found in ghosts]
+    last = [encode_dialog(tokenizer, found["messages"], "last", found["answer_ids"]) for found in ghosts]
+    assert masked == [dialog.loss_mask for dialog in every], "one call a dialog, with the loss on all answers"
+    assert training == last == encode_rows(tokenizer, ghosts, 512)
+    assert all(found["train_on"] == "last" for found in ghosts), "the rows themselves stay as V4 reads them"
+
+
+def test_main_trains_with_the_ghost_mask(tmp_path, monkeypatch):
+    """What the mask leaves out is what fine-tuning leaves out."""
+    tuned = {}
+    monkeypatch.setattr(gatt, "ghost_loss_mask", lambda turns, loss_mask: [False] * len(turns))
+    monkeypatch.setattr(gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs))
+    main, argv = stage(tmp_path)
+    run_quietly(main, *argv)
+    ghosts = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
+    assert ghosts and not any(any(dialog.loss_mask) for dialog in tuned["dialogs"][: len(ghosts)])
+    assert all(any(dialog.loss_mask) for dialog in tuned["dialogs"][len(ghosts) :])
+
+
 # --------------------------------------------------------------------------------------------- dialogs and answers
 
 
