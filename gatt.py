@@ -128,8 +128,17 @@ PRESETS = {
 def _check_settings(s: Settings) -> None:
     """InputError, naming the options, where the settings cannot go together."""
     check_positive(
-        s, "dialogs", "turns", "samples", "max_new_tokens", "temperature", "epochs",
-        "batch_tokens", "micro_tokens", "learning_rate", or_zero=("weight_decay", "replay"),
+        s,
+        "dialogs",
+        "turns",
+        "samples",
+        "max_new_tokens",
+        "temperature",
+        "epochs",
+        "batch_tokens",
+        "micro_tokens",
+        "learning_rate",
+        or_zero=("weight_decay", "replay"),
     )
     if not 0 <= s.short <= 1 or not 0 <= s.resampled <= 1:
         values = f"{s.short}, {s.resampled}"
@@ -146,6 +155,7 @@ def _check_settings(s: Settings) -> None:
 
 
 # ---- the four steps ----
+
 
 def sample_constraints(rng: random.Random, pool: list[dict] | None = None) -> list[dict]:
     """A random combination of constraints (step 1).
@@ -264,6 +274,7 @@ def _encode_ghosts(tokenizer: Tokenizer, ghosts: list[dict], max_seq_len: int) -
 
 # ---- dialogs and answers ----
 
+
 def toy_dialogs(s: Settings, ordinary: list[dict]) -> list[dict]:
     """Dialogs of 1 to s.turns turns: earlier turns are ordinary questions with the policy's
     answers, the last is open.
@@ -282,13 +293,15 @@ def toy_dialogs(s: Settings, ordinary: list[dict]) -> list[dict]:
             messages += rng.choice(ordinary)["messages"]
         last = _last_question(rng, constraints)
         messages += last["prompt"]
-        dialogs.append({
-            "messages": messages,
-            "instruction": toy.instruction(rng, constraints, s.short),
-            "constraints": constraints,
-            "is_safety": last["is_safety"],
-            "prompt": toy.under(last, constraints),
-        })
+        dialogs.append(
+            {
+                "messages": messages,
+                "instruction": toy.instruction(rng, constraints, s.short),
+                "constraints": constraints,
+                "is_safety": last["is_safety"],
+                "prompt": toy.under(last, constraints),
+            }
+        )
     return dialogs
 
 
@@ -313,13 +326,15 @@ def read_dialogs(s: Settings) -> list[dict]:
         constraints = sample_constraints(rng, pool)
         users = [n for n, message in enumerate(row["messages"]) if message["role"] == "user"]
         last_user = rng.choice(users[: s.turns])
-        dialogs.append({
-            "messages": row["messages"][: last_user + 1],
-            "instruction": toy.instruction(rng, constraints, s.short),
-            "constraints": constraints,
-            "is_safety": row.get("is_safety", False),
-            "where": row["where"],
-        })
+        dialogs.append(
+            {
+                "messages": row["messages"][: last_user + 1],
+                "instruction": toy.instruction(rng, constraints, s.short),
+                "constraints": constraints,
+                "is_safety": row.get("is_safety", False),
+                "where": row["where"],
+            }
+        )
     return dialogs
 
 
@@ -424,8 +439,14 @@ def sample_ordinary(
 ) -> list[dict]:
     """The policy's own answers to prompts without instruction, as SFT rows."""
     answers = sample_answers(
-        model, tokenizer, prompts, key=(s.seed, "gatt", "ordinary"), temperature=s.temperature,
-        max_new_tokens=s.max_new_tokens, path=path, desc="ordinary answers",
+        model,
+        tokenizer,
+        prompts,
+        key=(s.seed, "gatt", "ordinary"),
+        temperature=s.temperature,
+        max_new_tokens=s.max_new_tokens,
+        path=path,
+        desc="ordinary answers",
     )
     rows = []
     for answer in answers:
@@ -433,13 +454,15 @@ def sample_ordinary(
         question = prompt["prompt"][-1]["content"]
         if not is_stable(tokenizer, question, answer):
             continue
-        rows.append({
-            "messages": [*prompt["prompt"], {"role": "assistant", "content": answer["answer"]}],
-            "train_on": "last",
-            "is_safety": prompt["is_safety"],
-            "answer_ids": answer["answer_ids"],
-            "tokenizer": tokenizer.fingerprint,
-        })
+        rows.append(
+            {
+                "messages": [*prompt["prompt"], {"role": "assistant", "content": answer["answer"]}],
+                "train_on": "last",
+                "is_safety": prompt["is_safety"],
+                "answer_ids": answer["answer_ids"],
+                "tokenizer": tokenizer.fingerprint,
+            }
+        )
     if not rows:
         raise InputError(
             "none of the model's answers to ordinary questions ends and can stand in a dialog"
@@ -481,8 +504,13 @@ def resample_earlier(
                 places.append((dialog, n))
                 prompts.append(sampling_prompt(dialog, s.context, n))
     answers = sample_answers(
-        model, tokenizer, prompts, key=(s.seed, "gatt", "earlier"), temperature=s.temperature,
-        max_new_tokens=s.max_new_tokens, path=folder / "answers-earlier.jsonl",
+        model,
+        tokenizer,
+        prompts,
+        key=(s.seed, "gatt", "earlier"),
+        temperature=s.temperature,
+        max_new_tokens=s.max_new_tokens,
+        path=folder / "answers-earlier.jsonl",
         desc="earlier answers",
     )
     for (dialog, n), prompt, answer in zip(places, prompts, answers, strict=True):
@@ -513,9 +541,16 @@ def _sample_last(
             row["tokenizer"] = tokenizer.fingerprint
 
     return sample_answers(
-        model, tokenizer, prompts, key=(s.seed, "gatt"), samples=s.samples,
-        temperature=s.temperature, max_new_tokens=s.max_new_tokens,
-        path=folder / "answers-last.jsonl", desc="last answers", finish=add_fingerprint,
+        model,
+        tokenizer,
+        prompts,
+        key=(s.seed, "gatt"),
+        samples=s.samples,
+        temperature=s.temperature,
+        max_new_tokens=s.max_new_tokens,
+        path=folder / "answers-last.jsonl",
+        desc="last answers",
+        finish=add_fingerprint,
     )
 
 
@@ -554,9 +589,8 @@ def keep_answers(
 
 # ---- one dialog going through the four steps (--show) ----
 
-def show_steps(
-    model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings
-) -> None:
+
+def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings) -> None:
     """Print one dialog going through the four steps; green is trained on, grey is not."""
     short_ones = (dialog for dialog in dialogs if 3 <= len(dialog["messages"]) <= 7)
     dialog = next(short_ones, dialogs[0])
@@ -565,8 +599,12 @@ def show_steps(
     _print_dialog(title, dialog["messages"])
 
     [row] = sample_answers(
-        model, tokenizer, [sampling_prompt(dialog, s.context)], key=(0, "gatt", "show"),
-        temperature=0.0, max_new_tokens=s.max_new_tokens,
+        model,
+        tokenizer,
+        [sampling_prompt(dialog, s.context)],
+        key=(0, "gatt", "show"),
+        temperature=0.0,
+        max_new_tokens=s.max_new_tokens,
     )
     instructed = instruct(dialog["messages"], in_full(dialog))
     instructed.append({"role": "assistant", "content": row["answer"]})
@@ -614,6 +652,7 @@ def _show(model: Transformer, tokenizer: Tokenizer, s: Settings) -> None:
 
 # ---- the stage ----
 
+
 def _newest_model(s: Settings) -> Path:
     """The model that answers and is tuned."""
     if s.init:
@@ -657,9 +696,17 @@ def _finetune(
 ) -> None:
     """`finetune` with the stage's settings."""
     finetune(
-        model, training, epochs=s.epochs, batch_tokens=s.batch_tokens, micro_tokens=s.micro_tokens,
-        learning_rate=s.learning_rate, weight_decay=s.weight_decay, folder=folder, phase="gatt",
-        seed=s.seed, dtype=dtype,
+        model,
+        training,
+        epochs=s.epochs,
+        batch_tokens=s.batch_tokens,
+        micro_tokens=s.micro_tokens,
+        learning_rate=s.learning_rate,
+        weight_decay=s.weight_decay,
+        folder=folder,
+        phase="gatt",
+        seed=s.seed,
+        dtype=dtype,
     )
 
 
@@ -731,8 +778,10 @@ def main(argv: list[str] | None = None) -> None:
     ghosts = ghost_dialogs(dialogs, kept)
     replay = ordinary[: s.replay]
     _write_rows(folder, ghosts, replay)
-    print(f"{len(kept)} of {len(dialogs)} dialogs have an answer that the check keeps; "
-          f"replay: {len(replay)} answers ({seconds_sampling:.0f} s)")
+    print(
+        f"{len(kept)} of {len(dialogs)} dialogs have an answer that the check keeps; "
+        f"replay: {len(replay)} answers ({seconds_sampling:.0f} s)"
+    )
 
     # 4. fine-tune: no loss on any earlier turn
     training = _encode_ghosts(tokenizer, ghosts, max_seq_len)

@@ -1,12 +1,14 @@
-"""
-The Llama 2 transformer (paper §2.2), its KV cache, sampling, and log-probabilities: token ids in, token ids out.
+"""The Llama 2 transformer (paper §2.2), its KV cache, sampling, and log-probabilities: token ids
+in, token ids out.
 
-What the paper does: pre-norm blocks with RMSNorm, SwiGLU feed-forward, rotary positions (RoPE), no biases anywhere, an
-output matrix of its own, and grouped-query attention (GQA) in the 34B and 70B models. The names are those of Meta's
-`model.py`, so the weights of a released checkpoint drop in as they are.
-Deleted from Meta's file: model parallelism (fairscale) and the cache inside each attention layer. Different: RoPE is
-written with real numbers (complex ones break on MPS), the cache is an object of its own, and a batch is padded on the
-right. That leaves ONE RULE about positions: a cache slot's index is its position, and a query at position p sees slots
+What the paper does: pre-norm blocks with RMSNorm, SwiGLU feed-forward, rotary positions (RoPE), no
+biases anywhere, an output matrix of its own, and grouped-query attention (GQA) in the 34B and 70B
+models. The names are those of Meta's `model.py`, so the weights of a released checkpoint drop in as
+they are.
+Deleted from Meta's file: model parallelism (fairscale) and the cache inside each attention layer.
+Different: RoPE is written with real numbers (complex ones break on MPS), the cache is an object of
+its own, and a batch is padded on the right. That leaves ONE RULE about positions: a cache slot's
+index is its position, and a query at position p sees slots
 0..p. Padding stands behind every real token, so nobody ever reads it; no left padding, no offsets.
 
     python model.py out/sft                                   # chat in the terminal
@@ -24,40 +26,52 @@ from torch import Tensor, nn
 
 
 def input_error(message: str) -> ValueError:
-    """Returns the house's InputError; imported this late so that the model itself needs nothing but torch and numpy."""
+    """Returns the house's InputError; imported this late so that the model itself needs nothing but
+    torch and numpy.
+    """
     from data.errors import InputError
 
     return InputError(message)
 
 
-# ------------------------------------------------------------------------------------------------------ settings
+# ---- settings ----
 
 
 @dataclass
 class ModelArgs:
-    """The shape of a model: the fields of Meta's params.json, below them ours. None: a rule decides."""
+    """The shape of a model: the fields of Meta's params.json, below them ours. None: a rule
+    decides.
+    """
 
     dim: int = 4096
     n_layers: int = 32
     n_heads: int = 32
-    n_kv_heads: int | None = None  # None: as many as query heads (MHA); fewer: GQA, one for each group of them
+    # None: as many as query heads (MHA); fewer: GQA, one for each group of them
+    n_kv_heads: int | None = None
     vocab_size: int = 32000
-    multiple_of: int = 256  # the hidden size of the feed-forward layer is rounded up to a multiple of this
-    ffn_dim_multiplier: float | None = None  # 1.3 in the 70B model, to pay back what GQA saves (paper, Table 18)
+    # the hidden size of the feed-forward layer is rounded up to a multiple of this
+    multiple_of: int = 256
+    # 1.3 in the 70B model, to pay back what GQA saves (paper, Table 18)
+    ffn_dim_multiplier: float | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     max_seq_len: int = 4096  # paper §2.2: doubled from Llama 1's 2048
     head_dim: int | None = None  # None: dim / n_heads
     ffn_dim: int | None = None  # None: Meta's rule; set for checkpoints that do not follow it
-    tie_word_embeddings: bool = False  # True: the output matrix is the embedding matrix (never so in Llama 2)
+    # True: the output matrix is the embedding matrix (never so in Llama 2)
+    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.n_heads % self.kv_heads:
-            raise input_error(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}")
+            raise input_error(
+                f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}"
+            )
         if self.head_dim is None and self.dim % self.n_heads:
             raise input_error(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
         if self.head_size % 2:
-            raise input_error(f"the head size is {self.head_size}, but RoPE turns pairs: it must be even")
+            raise input_error(
+                f"the head size is {self.head_size}, but RoPE turns pairs: it must be even"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -71,37 +85,55 @@ class ModelArgs:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the feed-forward layer. Meta's rule: 2/3 of 4·dim, times the multiplier, up to a multiple.
+        """Width of the feed-forward layer. Meta's rule: 2/3 of 4·dim, times the multiplier, up to a
+        multiple.
 
         >>> PRESETS["llama-2-7b"].hidden_size, PRESETS["llama-2-70b"].hidden_size
         (11008, 28672)
         """
         if self.ffn_dim is not None:
             return self.ffn_dim
-        hidden = int(2 * (4 * self.dim) / 3)  # SwiGLU has three matrices instead of two: 2/3 keeps their total size
+        # SwiGLU has three matrices instead of two: 2/3 keeps their total size
+        hidden = int(2 * (4 * self.dim) / 3)
         hidden = int((self.ffn_dim_multiplier or 1.0) * hidden)
         return -(-hidden // self.multiple_of) * self.multiple_of  # rounded up
 
 
 # The first three are ours (their vocabulary is set from the tokenizer); the others are the paper's.
 PRESETS = {
-    "tiny": ModelArgs(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=1536, multiple_of=32, max_seq_len=2048),
-    "toy": ModelArgs(dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1536, max_seq_len=2048),  # 0.6M parameters
-    "small": ModelArgs(dim=512, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=1536, max_seq_len=2048),  # 26M
+    "tiny": ModelArgs(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=1536,
+        multiple_of=32,
+        max_seq_len=2048,
+    ),
+    # 0.6M parameters
+    "toy": ModelArgs(
+        dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1536, max_seq_len=2048
+    ),
+    # 26M
+    "small": ModelArgs(
+        dim=512, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=1536, max_seq_len=2048
+    ),
     "llama-2-7b": ModelArgs(dim=4096, n_layers=32, n_heads=32),
     "llama-2-13b": ModelArgs(dim=5120, n_layers=40, n_heads=40),
-    "llama-2-34b": ModelArgs(dim=8192, n_layers=48, n_heads=64, n_kv_heads=8),  # never released; as Code Llama 34B
+    # never released; as Code Llama 34B
+    "llama-2-34b": ModelArgs(dim=8192, n_layers=48, n_heads=64, n_kv_heads=8),
     "llama-2-70b": ModelArgs(
         dim=8192, n_layers=80, n_heads=64, n_kv_heads=8, multiple_of=4096, ffn_dim_multiplier=1.3
     ),
 }
 
 
-# --------------------------------------------------------------------------------------------------- the network
+# ---- the network ----
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight, the mean over the last dimension (Zhang & Sennrich 2019; paper §2.2).
+    """x / sqrt(mean(x²) + eps) · weight, the mean over the last dimension (Zhang & Sennrich 2019;
+    paper §2.2).
 
     Computed in float32, cast back, then multiplied by the weight, in this order as in Meta's code.
 
@@ -121,18 +153,23 @@ class RMSNorm(nn.Module):
         return x32.type_as(x) * self.weight  # (..., dim)
 
 
-def precompute_rope(head_dim: int, max_seq_len: int, theta: float = 10000.0, device=None) -> tuple[Tensor, Tensor]:
+def precompute_rope(
+    head_dim: int, max_seq_len: int, theta: float = 10000.0, device=None
+) -> tuple[Tensor, Tensor]:
     """Tables of RoPE (Su et al. 2021): cos and sin, each (max_seq_len, head_dim), float32.
 
-    Pair j of a head is turned by the angle position · theta^(-2j/head_dim). Both numbers of a pair share one angle, so
-    each cosine stands twice; the sine stands as (-sin, +sin), the signs that `apply_rope` needs.
+    Pair j of a head is turned by the angle position · theta^(-2j/head_dim). Both numbers of a pair
+    share one angle, so each cosine stands twice; the sine stands as (-sin, +sin), the signs that
+    `apply_rope` needs.
 
     >>> cos, sin = precompute_rope(head_dim=2, max_seq_len=2)
     >>> sin[1]  # position 1: one radian
     tensor([-0.8415,  0.8415])
     """
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)  # (head_dim/2)
-    angles = torch.outer(torch.arange(max_seq_len, device=device).float(), frequencies)  # (max_seq_len, head_dim/2)
+    # (head_dim/2)
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)
+    # (max_seq_len, head_dim/2)
+    angles = torch.outer(torch.arange(max_seq_len, device=device).float(), frequencies)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
 
@@ -140,23 +177,27 @@ def precompute_rope(head_dim: int, max_seq_len: int, theta: float = 10000.0, dev
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x0, x1) of neighbours into (x0 cos - x1 sin, x1 cos + x0 sin), in float32.
 
-    x (batch, seq, heads, head_dim); cos, sin (seq, head_dim) or (batch, seq, head_dim): rows of `precompute_rope` at
-    the positions of x -> same shape and dtype as x. Meta pairs neighbouring numbers; Hugging Face pairs number j with
-    number j + head_dim/2, and permutes wq and wk to make up for it.
+    x (batch, seq, heads, head_dim); cos, sin (seq, head_dim) or (batch, seq, head_dim): rows of
+    `precompute_rope` at the positions of x -> same shape and dtype as x. Meta pairs neighbouring
+    numbers; Hugging Face pairs number j with number j + head_dim/2, and permutes wq and wk to make
+    up for it.
 
     >>> cos, sin = precompute_rope(head_dim=2, max_seq_len=2)
     >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), cos[1:], sin[1:]).flatten()
     tensor([0.5403, 0.8415])
     """
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (batch, seq, heads, head_dim), x0 and x1 exchanged
-    return (x * cos.unsqueeze(-2) + swapped * sin.unsqueeze(-2)).type_as(x)  # one table row for all heads
+    # (batch, seq, heads, head_dim), x0 and x1 exchanged
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    # one table row for all heads
+    return (x * cos.unsqueeze(-2) + swapped * sin.unsqueeze(-2)).type_as(x)
 
 
 class KVCache:
-    """Keys and values of every layer for the positions seen so far, each (batch, max_len, kv_heads, head_dim).
+    """Keys and values of every layer for the positions seen so far, each (batch, max_len, kv_heads,
+    head_dim).
 
-    Slot s of a row holds the token at position s. Slots behind a row's last token may hold padding or nothing; they are
-    overwritten before any query is allowed to see them.
+    Slot s of a row holds the token at position s. Slots behind a row's last token may hold padding
+    or nothing; they are overwritten before any query is allowed to see them.
     """
 
     def __init__(self, args: ModelArgs, batch_size: int, max_len: int, device=None, dtype=None):
@@ -164,23 +205,30 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
 
-    def update(self, layer: int, k: Tensor, v: Tensor, slots: tuple, length: int) -> tuple[Tensor, Tensor]:
-        """Writes k and v (batch, seq, kv_heads, head_dim) at `slots` (an index of batch and position) of one layer.
+    def update(
+        self, layer: int, k: Tensor, v: Tensor, slots: tuple, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Writes k and v (batch, seq, kv_heads, head_dim) at `slots` (an index of batch and
+        position) of one layer.
 
-        Returns that layer's first `length` slots: keys and values, each (batch, length, kv_heads, head_dim).
+        Returns that layer's first `length` slots: keys and values, each (batch, length, kv_heads,
+        head_dim).
         """
         self.keys[layer][slots], self.values[layer][slots] = k, v
         return self.keys[layer][:, :length], self.values[layer][:, :length]
 
     def select(self, rows: Tensor) -> None:
-        """Makes the batch consist of `rows` (n,) of the present one: drops the others, repeats those named twice."""
+        """Makes the batch consist of `rows` (n,) of the present one: drops the others, repeats
+        those named twice.
+        """
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
 
 
 @dataclass
 class Step:
-    """What all layers share during one forward pass: where its tokens stand and what they may see."""
+    """What all layers share during one forward pass: where its tokens stand and what they may see.
+    """
 
     cos: Tensor  # (seq, head_dim) or (batch, seq, head_dim)
     sin: Tensor  # the same
@@ -191,7 +239,9 @@ class Step:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; each group of n_heads / kv_heads query heads shares a key and value head (§2.2, GQA)."""
+    """Causal self-attention; each group of n_heads / kv_heads query heads shares a key and value
+    head (§2.2, GQA).
+    """
 
     def __init__(self, layer_id: int, args: ModelArgs):
         super().__init__()
@@ -208,12 +258,19 @@ class Attention(nn.Module):
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))  # (batch, seq, kv_heads, head_dim)
         q, k = apply_rope(q, step.cos, step.sin), apply_rope(k, step.cos, step.sin)
         if step.cache is not None:
-            k, v = step.cache.update(self.layer_id, k, v, step.slots, step.length)  # (batch, length, kv_heads, …)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, heads, seq or length, head_dim)
+            # (batch, length, kv_heads, …)
+            k, v = step.cache.update(self.layer_id, k, v, step.slots, step.length)
+        # (batch, heads, seq or length, head_dim)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.mask is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # (batch, n_heads, seq, …)
-        else:  # the query heads of a group queue up as further queries of their key head: a view, nothing is repeated
-            y = F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, self.head_dim), k, v, attn_mask=step.mask)
+            # (batch, n_heads, seq, …)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        # the query heads of a group queue up as further queries of their key head: a view, nothing
+        # is repeated
+        else:
+            y = F.scaled_dot_product_attention(
+                q.reshape(*k.shape[:2], -1, self.head_dim), k, v, attn_mask=step.mask
+            )
             y = y.reshape(q.shape)  # (batch, n_heads, seq, …)
         return self.wo(y.transpose(1, 2).flatten(2))  # (batch, seq, dim)
 
@@ -233,7 +290,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): "pre-norm", the residual path itself is never normed."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): "pre-norm", the residual path itself
+    is never normed.
+    """
 
     def __init__(self, layer_id: int, args: ModelArgs):
         super().__init__()
@@ -249,7 +308,9 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids in, logits of each next token out. One forward serves training, batched prefill and cached decoding."""
+    """Token ids in, logits of each next token out. One forward serves training, batched prefill and
+    cached decoding.
+    """
 
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -265,25 +326,34 @@ class Transformer(nn.Module):
     def rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin (max_seq_len, head_dim), made at first use on a device.
 
-        They are neither parameters nor buffers: so they stay float32 in a bfloat16 model, and a model that was built on
-        the `meta` device needs nothing but its weights.
+        They are neither parameters nor buffers: so they stay float32 in a bfloat16 model, and a
+            model that was built on the `meta` device needs nothing but its weights.
         """
         if self.rope is None or self.rope[0].device != device:
-            with torch.inference_mode(False):  # tables first made while sampling must serve training, too
-                self.rope = precompute_rope(self.args.head_size, self.args.max_seq_len, self.args.rope_theta, device)
+            # tables first made while sampling must serve training, too
+            with torch.inference_mode(False):
+                self.rope = precompute_rope(
+                    self.args.head_size, self.args.max_seq_len, self.args.rope_theta, device
+                )
         return self.rope
 
-    def features(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """tokens (batch, seq) -> what the output matrix (or a reward head) reads: (batch, seq, dim), normed.
+    def features(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """tokens (batch, seq) -> what the output matrix (or a reward head) reads: (batch, seq,
+        dim), normed.
 
-        No positions: tokens stand at 0, 1, 2, …; each sees itself and all before it (training; with a cache, prefill).
-        With positions (batch, seq) and a cache: each token is written at its own slot and sees the slots up to it
-        (decoding, where rows have different lengths). Without a cache, positions only set the rotation.
-        Raises InputError if a sequence is longer than max_seq_len.
+        No positions: tokens stand at 0, 1, 2, …; each sees itself and all before it (training; with
+            a cache, prefill). With positions (batch, seq) and a cache: each token is written at its
+            own slot and sees the slots up to it (decoding, where rows have different lengths).
+            Without a cache, positions only set the rotation. Raises InputError if a sequence is
+            longer than max_seq_len.
         """
         length = tokens.shape[1] if positions is None else int(positions.max()) + 1
         if length > self.args.max_seq_len:
-            raise input_error(f"a sequence of {length} tokens is longer than max_seq_len, {self.args.max_seq_len}")
+            raise input_error(
+                f"a sequence of {length} tokens is longer than max_seq_len, {self.args.max_seq_len}"
+            )
         cos, sin = self.rope_tables(tokens.device)
         if positions is None:
             step = Step(cos[:length], sin[:length], None, cache, np.s_[:, :length], length)
@@ -291,28 +361,37 @@ class Transformer(nn.Module):
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]  # (batch, 1)
             mask = None
             if cache is not None:
-                mask = torch.arange(length, device=tokens.device) <= positions[:, :, None]  # (batch, seq, length)
-                mask = mask.repeat(1, self.args.n_heads // self.args.kv_heads, 1)[:, None]  # (…, 1, group*seq, length)
+                # (batch, seq, length)
+                mask = torch.arange(length, device=tokens.device) <= positions[:, :, None]
+                # (…, 1, group*seq, length)
+                mask = mask.repeat(1, self.args.n_heads // self.args.kv_heads, 1)[:, None]
             step = Step(cos[positions], sin[positions], mask, cache, (rows, positions), length)
         x = self.tok_embeddings(tokens)  # (batch, seq, dim)
         for layer in self.layers:
             x = layer(x, step)  # (batch, seq, dim)
         return self.norm(x)  # (batch, seq, dim)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """tokens (batch, seq) -> logits (batch, seq, vocab_size), float32; arguments as in `features`."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """tokens (batch, seq) -> logits (batch, seq, vocab_size), float32; arguments as in
+        `features`.
+        """
         return self.output(self.features(tokens, positions, cache)).float()
 
     @torch.no_grad()
     def init_weights(self, seed: int | torch.Generator) -> None:
-        """Random weights for training from scratch, equal for equal seeds on every device. Our choice, not the paper's.
+        """Random weights for training from scratch, equal for equal seeds on every device. Our
+        choice, not the paper's.
 
-        Two starts make it cheap to learn to copy, so that a small model soon repeats words that it never had to say in
-        training. Each output row starts as its token's embedding (scaled to unit length). And each attention head starts
-        by writing about what it read: its part of wo is the transpose of its wv (after Trockman & Kolter 2023, "Mimetic
-        initialization"). Both are from then on parameters of their own. The other linear layers keep the size of their
-        input, N(0, 1/sqrt(fan_in)); wo and w2, which write into the residual path, are scaled down by 1/sqrt(2 n_layers),
-        since 2 n_layers of them add up there.
+        Two starts make it cheap to learn to copy, so that a small model soon repeats words that it
+        never had to say in training. Each output row starts as its token's embedding (scaled to
+        unit length). And each attention head starts
+        by writing about what it read: its part of wo is the transpose of its wv (after Trockman &
+            Kolter 2023, "Mimetic initialization"). Both are from then on parameters of their own.
+            The other linear layers keep the size of their input, N(0, 1/sqrt(fan_in)); wo and w2,
+            which write into the residual path, are scaled down by 1/sqrt(2 n_layers), since 2
+            n_layers of them add up there.
         """
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
@@ -325,17 +404,25 @@ class Transformer(nn.Module):
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
             elif isinstance(module, nn.Linear):
-                normal(module.weight, module.in_features**-0.5 * (residual if name.endswith("w2") else 1))
+                normal(
+                    module.weight,
+                    module.in_features**-0.5 * (residual if name.endswith("w2") else 1),
+                )
         group = self.args.n_heads // self.args.kv_heads
         for layer in self.layers:
-            read = layer.attention.wv.weight.unflatten(0, (self.args.kv_heads, -1))  # (kv_heads, head_dim, dim)
-            layer.attention.wo.weight.copy_(residual * read.repeat_interleave(group, 0).flatten(0, 1).T)
+            # (kv_heads, head_dim, dim)
+            read = layer.attention.wv.weight.unflatten(0, (self.args.kv_heads, -1))
+            layer.attention.wo.weight.copy_(
+                residual * read.repeat_interleave(group, 0).flatten(0, 1).T
+            )
         self.norm.weight.fill_(1.0)
         if not self.args.tie_word_embeddings:
-            self.output.weight.copy_(self.tok_embeddings.weight / (embedding_std * self.args.dim**0.5))
+            self.output.weight.copy_(
+                self.tok_embeddings.weight / (embedding_std * self.args.dim**0.5)
+            )
 
 
-# ------------------------------------------------------------------------------- log-probabilities and sampling
+# ---- log-probabilities and sampling ----
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -344,21 +431,24 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     >>> token_logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # log(1/2)
     tensor([-0.6931])
     """
-    losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")  # (tokens)
+    # (tokens)
+    losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
     return -losses.view(targets.shape)  # (...)
 
 
 def sample_top_p(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Draws one id per row: probs (batch, vocab), uniform (batch) in [0, 1) -> ids (batch).
 
-    Nucleus sampling by Meta's rule: of the tokens sorted by probability, one is kept if the mass *before* it is at most
-    top_p. The draw is the inverse of the cumulative distribution at one uniform number per row, so that equal numbers
-    give equal samples.
+    Nucleus sampling by Meta's rule: of the tokens sorted by probability, one is kept if the mass
+    *before* it is at most top_p. The draw is the inverse of the cumulative distribution at one
+    uniform number per row, so that equal numbers give equal samples.
 
     >>> probs = torch.tensor([[0.2, 0.5, 0.3]])
-    >>> [sample_top_p(probs, 1.0, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]  # ids in their own order
+    >>> # all: ids in their own order
+    >>> [sample_top_p(probs, 1.0, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]
     [0, 1, 2]
-    >>> [sample_top_p(probs, 0.6, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]  # .5, .3 kept; the largest first
+    >>> # .5 and .3 are kept; the largest comes first
+    >>> [sample_top_p(probs, 0.6, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]
     [1, 1, 2]
     """
     order = None
@@ -368,8 +458,10 @@ def sample_top_p(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
         probs = probs.masked_fill(before > top_p, 0.0)
     cumulative = probs.cumsum(-1)  # (batch, vocab)
     total = cumulative[:, -1:]  # (batch, 1): 1, or the mass that was kept
-    threshold = torch.minimum(uniform[:, None].type_as(total) * total, total * (1 - 1e-6))  # stays below the total
-    ids = torch.searchsorted(cumulative, threshold, right=True)  # (batch, 1): the first with cumulative > threshold
+    # stays below the total
+    threshold = torch.minimum(uniform[:, None].type_as(total) * total, total * (1 - 1e-6))
+    # (batch, 1): the first with cumulative > threshold
+    ids = torch.searchsorted(cumulative, threshold, right=True)
     return (ids if order is None else order.gather(-1, ids)).squeeze(-1)  # (batch)
 
 
@@ -396,22 +488,29 @@ def generate(
 ) -> list[Generation]:
     """Samples one answer per prompt, all in one batch; returned in the order given.
 
-    temperature 0 takes the likeliest token. keys: one per row, ints such as (seed, version, prompt, sample); a row's
-    randomness is `default_rng(key)`, whatever stands beside it in the batch. on_token(row, id) sees each token as it
-    comes. Equal prompts are read once, their cache is then repeated; rows that have ended leave the batch.
-    A row ends after max_new_tokens, or earlier where prompt and answer fill max_seq_len ("length"). Raises InputError
-    for a prompt that is empty or leaves no room for an answer, and for a temperature between 0 and 0.01.
+    temperature 0 takes the likeliest token. keys: one per row, ints such as (seed, version, prompt,
+    sample); a row's randomness is `default_rng(key)`, whatever stands beside it in the batch.
+    on_token(row, id) sees each token as it comes. Equal prompts are read once, their cache is then
+    repeated; rows that have ended leave the batch. A row ends after max_new_tokens, or earlier
+    where prompt and answer fill max_seq_len ("length"). Raises InputError for a prompt that is
+    empty or leaves no room for an answer, and for a temperature between 0 and 0.01.
     """
     if not prompts:
         return []
     args, device = model.args, model.tok_embeddings.weight.device
     for i, (prompt, _) in enumerate(zip(prompts, keys, strict=True)):
         if not 0 < len(prompt) < args.max_seq_len:
-            raise input_error(f"prompt {i} has {len(prompt)} tokens; possible are 1 to {args.max_seq_len - 1}")
+            raise input_error(
+                f"prompt {i} has {len(prompt)} tokens; possible are 1 to {args.max_seq_len - 1}"
+            )
     limits = [min(max_new_tokens, args.max_seq_len - len(prompt)) for prompt in prompts]
     if 0 < temperature < 0.01:  # the products would overflow
-        raise input_error(f"temperature {temperature} is possible from 0.01 upwards, or 0 for the likeliest token")
-    uniforms = np.stack([np.random.default_rng(key).random(max(limits)) for key in keys]).astype(np.float32)
+        raise input_error(
+            f"temperature {temperature} is possible from 0.01 upwards, or 0 for the likeliest token"
+        )
+    uniforms = np.stack([np.random.default_rng(key).random(max(limits)) for key in keys]).astype(
+        np.float32
+    )
     uniforms = torch.from_numpy(uniforms).to(device)  # (batch, max(limits))
 
     # 1. prefill: each distinct prompt once, padded on the right with anything
@@ -419,13 +518,16 @@ def generate(
     number = {prompt: i for i, prompt in enumerate(distinct)}
     owner = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)  # (batch)
     lengths = torch.tensor([len(prompt) for prompt in distinct], device=device)  # (distinct)
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in distinct], batch_first=True).to(device)
+    tokens = nn.utils.rnn.pad_sequence(
+        [torch.tensor(prompt) for prompt in distinct], batch_first=True
+    ).to(device)
     slots = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.tok_embeddings.weight.dtype
     cache = KVCache(args, len(distinct), slots, device, dtype)
     hidden = model.features(tokens, cache=cache)  # (distinct, longest prompt, dim)
-    hidden = hidden[torch.arange(len(distinct), device=device), lengths - 1][owner]  # (batch, dim) at the last token
+    # (batch, dim) at the last token
+    hidden = hidden[torch.arange(len(distinct), device=device), lengths - 1][owner]
     cache.select(owner)
 
     # 2. decode: one token a step for all rows that still run
@@ -433,14 +535,16 @@ def generate(
     positions = lengths[owner]  # (live) where their next token goes
     ends = torch.tensor(limits, device=device)  # (live)
     running = torch.ones_like(rows, dtype=torch.bool)  # (live)
-    all_ids = torch.zeros(len(prompts), max(limits), dtype=torch.long, device=device)  # (batch, steps)
+    # (batch, steps)
+    all_ids = torch.zeros(len(prompts), max(limits), dtype=torch.long, device=device)
     all_logprobs = torch.zeros(len(prompts), max(limits), device=device)  # (batch, steps)
     for step in range(max(limits)):
         logits = model.output(hidden).float()  # (live, vocab)
         if temperature == 0:
             ids = logits.argmax(-1)  # (live)
         else:
-            ids = sample_top_p((logits / temperature).softmax(-1), top_p, uniforms[rows, step])  # (live)
+            # (live)
+            ids = sample_top_p((logits / temperature).softmax(-1), top_p, uniforms[rows, step])
         all_ids[rows, step], all_logprobs[rows, step] = ids, token_logprobs(logits, ids)
         if on_token is not None:
             for row, token in zip(rows[running].tolist(), ids[running].tolist(), strict=True):
@@ -449,26 +553,39 @@ def generate(
         n_running = int(running.sum())
         if n_running == 0:
             break
-        if n_running < 0.8 * len(rows):  # closing the ranks copies the cache: not for every single row
-            rows, positions, ends, ids = rows[running], positions[running], ends[running], ids[running]
+        # closing the ranks copies the cache: not for every single row
+        if n_running < 0.8 * len(rows):
+            rows, positions, ends, ids = (
+                rows[running],
+                positions[running],
+                ends[running],
+                ids[running],
+            )
             cache.select(running.nonzero().squeeze(-1))
             running = running[running]
         hidden = model.features(ids[:, None], positions[:, None], cache)[:, 0]  # (live, dim)
-        positions = (positions + 1).clamp(max=slots - 1)  # an ended row still in the batch stays inside the cache
+        # an ended row still in the batch stays inside the cache
+        positions = (positions + 1).clamp(max=slots - 1)
 
     # 3. cut each row at its end
     generations = []
-    for row_ids, row_logprobs, limit in zip(all_ids.tolist(), all_logprobs.tolist(), limits, strict=True):
+    for row_ids, row_logprobs, limit in zip(
+        all_ids.tolist(), all_logprobs.tolist(), limits, strict=True
+    ):
         found = eos_id in row_ids[:limit]
         end = row_ids.index(eos_id) + 1 if found else limit
-        generations.append(Generation(row_ids[:end], row_logprobs[:end], "eos" if found else "length"))
+        generations.append(
+            Generation(row_ids[:end], row_logprobs[:end], "eos" if found else "length")
+        )
     return generations
 
 
-# ----------------------------------------------------------------------------------------------- terminal chat
+# ---- terminal chat ----
 
 
-def stream_answer(model: Transformer, tokenizer, prompt: list[int], key: Sequence[int], args) -> str:
+def stream_answer(
+    model: Transformer, tokenizer, prompt: list[int], key: Sequence[int], args
+) -> str:
     """Samples one answer and prints it as it comes; returns its text. args: the command line's.
 
     Raises InputError if the prompt is too long.
@@ -484,7 +601,9 @@ def stream_answer(model: Transformer, tokenizer, prompt: list[int], key: Sequenc
             shown = text
 
     sampling = args.max_new_tokens, args.temperature, args.top_p
-    [generation] = generate(model, [prompt], [key], *sampling, eos_id=tokenizer.eos_id, on_token=show)
+    [generation] = generate(
+        model, [prompt], [key], *sampling, eos_id=tokenizer.eos_id, on_token=show
+    )
     text = tokenizer.decode(generation.ids).lstrip()
     print(text[len(shown) :])
     if len(prompt) + len(generation.ids) >= model.args.max_seq_len:
@@ -504,21 +623,34 @@ def main(argv: list[str] | None = None) -> None:
         description="Talk to a model. Commands: /reset, /system TEXT, /quit.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", help="the model: a folder that a stage wrote, or any Llama 2 checkpoint")
+    parser.add_argument(
+        "folder", help="the model: a folder that a stage wrote, or any Llama 2 checkpoint"
+    )
     parser.add_argument("--prompt", help="answer this once and stop")
     parser.add_argument("--system", default="", help="the system prompt")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0: always the likeliest token")
-    parser.add_argument("--top-p", type=float, default=0.9, help="keep the likeliest tokens up to this mass")
+    parser.add_argument(
+        "--temperature", type=float, default=0.6, help="0: always the likeliest token"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=0.9, help="keep the likeliest tokens up to this mass"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal answers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="auto", help="of the weights: bfloat16, float32; auto: bfloat16 on a GPU")
+    parser.add_argument(
+        "--dtype", default="auto", help="of the weights: bfloat16, float32; auto: bfloat16 on a GPU"
+    )
     args = parser.parse_args(argv)
     sane = args.temperature == 0 or 0.01 <= args.temperature < 100
     if not sane or not 0 <= args.top_p <= 1 or args.max_new_tokens < 1 or args.seed < 0:
-        raise InputError("needed: --temperature 0 or from 0.01, --top-p from 0 to 1, --max-new-tokens >= 1, --seed >= 0")
+        raise InputError(
+            "needed: --temperature 0 or from 0.01, --top-p from 0 to 1, --max-new-tokens >= 1,"
+            " --seed >= 0"
+        )
     device = torch.device(choose_device(args.device))
-    model, tokenizer = load_model(args.folder, device=device, dtype=choose_dtype(args.dtype, device))
+    model, tokenizer = load_model(
+        args.folder, device=device, dtype=choose_dtype(args.dtype, device)
+    )
 
     def opening() -> list[dict]:
         return [{"role": "system", "content": args.system}] if args.system else []
@@ -548,8 +680,11 @@ def main(argv: list[str] | None = None) -> None:
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
             try:
-                text = stream_answer(model, tokenizer, encode_prompt(tokenizer, asked), (args.seed, turn), args)
-            except InputError as mistake:  # a reserved tag, or the context is full: the dialog stays as it was
+                text = stream_answer(
+                    model, tokenizer, encode_prompt(tokenizer, asked), (args.seed, turn), args
+                )
+            # a reserved tag, or the context is full: the dialog stays as it was
+            except InputError as mistake:
                 print(f"[{mistake}; /reset starts over, /system TEXT sets another system prompt]")
                 continue
             messages, turn = [*asked, {"role": "assistant", "content": text}], turn + 1

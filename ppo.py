@@ -130,21 +130,54 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_positive(
-            self, "helpfulness_pairs", "safety_pairs", "iterations", "batch", "mini_batch",
-            "micro_tokens", "learning_rate", "value_learning_rate", "clip", "max_new_tokens",
-            "evaluate_every", "held_out_samples", "patience", "max_kl", "save_every",
-            or_zero=("beta", "value_warmup", "weight_decay", "max_prompts"))
+            self,
+            "helpfulness_pairs",
+            "safety_pairs",
+            "iterations",
+            "batch",
+            "mini_batch",
+            "micro_tokens",
+            "learning_rate",
+            "value_learning_rate",
+            "clip",
+            "max_new_tokens",
+            "evaluate_every",
+            "held_out_samples",
+            "patience",
+            "max_kl",
+            "save_every",
+            or_zero=("beta", "value_warmup", "weight_decay", "max_prompts"),
+        )
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
             wanted = "wanted: --gamma and --lam from 0 to 1"
             raise InputError(f"{wanted} (are {self.gamma}, {self.lam})")
 
 
-PAPER = dict(annotator="none", iterations=400, batch=512, mini_batch=64, micro_tokens=8192,
-             learning_rate=1e-6, value_learning_rate=1e-6, beta=0.01, max_new_tokens=1024,
-             value_init="reward", max_kl=50.0, prompts="")
+PAPER = dict(
+    annotator="none",
+    iterations=400,
+    batch=512,
+    mini_batch=64,
+    micro_tokens=8192,
+    learning_rate=1e-6,
+    value_learning_rate=1e-6,
+    beta=0.01,
+    max_new_tokens=1024,
+    value_init="reward",
+    max_kl=50.0,
+    prompts="",
+)
 PRESETS = {
-    "tiny": dict(helpfulness_pairs=40, safety_pairs=30, iterations=6, batch=16, mini_batch=8,
-                 value_warmup=1, evaluate_every=2, save_every=2),
+    "tiny": dict(
+        helpfulness_pairs=40,
+        safety_pairs=30,
+        iterations=6,
+        batch=16,
+        mini_batch=8,
+        value_warmup=1,
+        evaluate_every=2,
+        save_every=2,
+    ),
     "toy": {},
     "small": dict(learning_rate=5e-5, value_learning_rate=2e-4, iterations=100),
     "llama-2-7b": PAPER,
@@ -273,8 +306,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
     return -beta * kl + last * scores[:, None]  # (answers, seq)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
-        lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016): A_t = δ_t + γλ A_{t+1},
     δ_t = r_t + γ V_{t+1} - V_t.
 
@@ -305,8 +339,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     return advantages, advantages + values
 
 
-def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor,
-                clip: float = 0.2) -> Tensor:
+def policy_loss(
+    logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
     """PPO's clipped objective, negated: -min(r A, clip(r, 1 - ε, 1 + ε) A) with the ratio
     r = π_θ(token) / π_old(token).
 
@@ -361,8 +396,9 @@ def answer_logprobs(model: Transformer, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, logprobs)
 
 
-def pad_answers(prompts: list[list[int]], answers: list[list[int]],
-                device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_answers(
+    prompts: list[list[int]], answers: list[list[int]], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Prompts with their answers, padded on the right.
 
     Returns:
@@ -382,9 +418,16 @@ def pad_answers(prompts: list[list[int]], answers: list[list[int]],
 
 
 @torch.no_grad()
-def rollout(policy: Transformer, reference: Transformer, critic: Critic, judges: Judges,
-            prompts: list[dict], key: tuple, settings: Settings,
-            dtype: torch.dtype = torch.float32) -> Rollout:
+def rollout(
+    policy: Transformer,
+    reference: Transformer,
+    critic: Critic,
+    judges: Judges,
+    prompts: list[dict],
+    key: tuple,
+    settings: Settings,
+    dtype: torch.dtype = torch.float32,
+) -> Rollout:
     """The first half of an iteration: an answer to each prompt, its rewards, its advantages.
 
     Args:
@@ -441,8 +484,14 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def _sample(policy: Transformer, tokenizer: Tokenizer, encoded: list[list[int]], key: tuple,
-            settings: Settings, dtype: torch.dtype) -> list[Generation]:
+def _sample(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    encoded: list[list[int]],
+    key: tuple,
+    settings: Settings,
+    dtype: torch.dtype,
+) -> list[Generation]:
     """An answer to each encoded prompt, by the policy as it is: temperature 1, no top-p."""
     numbers = []  # the key's words as numbers
     for part in key:
@@ -454,8 +503,9 @@ def _sample(policy: Transformer, tokenizer: Tokenizer, encoded: list[list[int]],
         for some in batches_by_length(longest, 2 * settings.micro_tokens):
             prompts = [encoded[i] for i in some]
             keys = [(*numbers, i) for i in some]
-            sampled = generate(policy, prompts, keys, settings.max_new_tokens, 1.0,
-                               eos_id=tokenizer.eos_id)
+            sampled = generate(
+                policy, prompts, keys, settings.max_new_tokens, 1.0, eos_id=tokenizer.eos_id
+            )
             answers.update(zip(some, sampled, strict=True))
     return [answers[i] for i in range(len(encoded))]
 
@@ -474,19 +524,27 @@ def _answer_rows(answers: list[Generation], tokenizer: Tokenizer) -> list[dict]:
     rows = []
     for i, answer in enumerate(answers):
         text = tokenizer.decode(answer.ids).strip()
-        rows.append({
-            "index": i,
-            "answer": text,
-            "answer_ids": answer.ids,
-            "finish_reason": answer.finish_reason,
-            "has_tag": has_tag(text),
-        })
+        rows.append(
+            {
+                "index": i,
+                "answer": text,
+                "answer_ids": answer.ids,
+                "finish_reason": answer.finish_reason,
+                "has_tag": has_tag(text),
+            }
+        )
     return rows
 
 
-def ppo_step(policy: Transformer, critic: Critic, optimizers: dict[str, torch.optim.Optimizer],
-             batch: Rollout, picked: list[int], settings: Settings,
-             dtype: torch.dtype = torch.float32) -> dict[str, float]:
+def ppo_step(
+    policy: Transformer,
+    critic: Critic,
+    optimizers: dict[str, torch.optim.Optimizer],
+    batch: Rollout,
+    picked: list[int],
+    settings: Settings,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
     """One gradient step on one mini-batch: of both networks, or of the value network alone.
 
     The losses are means over the answer tokens of the whole mini-batch, also where it is read in
@@ -572,17 +630,28 @@ def _mean_scores(rows: list[dict]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def held_out(policy: Transformer, reference: Transformer, judges: Judges, prompts: list[dict],
-             settings: Settings) -> dict[str, float]:
+def held_out(
+    policy: Transformer,
+    reference: Transformer,
+    judges: Judges,
+    prompts: list[dict],
+    settings: Settings,
+) -> dict[str, float]:
     """How good the policy is on held-out prompts; equal random numbers each time.
 
     Returns:
         {"reward": mean combined reward, "spread": its standard deviation, "kl": nats per answer,
         "length": tokens per answer, and for each reward model its name: mean score}.
     """
-    rows = sample_answers(policy, judges.tokenizer, prompts, key=(settings.seed, "ppo held-out"),
-                          samples=settings.held_out_samples,
-                          max_new_tokens=settings.max_new_tokens, desc="held-out")
+    rows = sample_answers(
+        policy,
+        judges.tokenizer,
+        prompts,
+        key=(settings.seed, "ppo held-out"),
+        samples=settings.held_out_samples,
+        max_new_tokens=settings.max_new_tokens,
+        desc="held-out",
+    )
     rewards = judges.rewards(prompts, rows)  # (answers)
     spread = 1.0
     if len(rows) > 1:
@@ -657,8 +726,13 @@ def _read_prompts(settings: Settings) -> tuple[Path, list[dict], list[dict]]:
     return file, shuffled[count:], shuffled[:count]
 
 
-def _check_inputs(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, settings: Settings,
-                  device: torch.device) -> None:
+def _check_inputs(
+    inputs: _Inputs,
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    device: torch.device,
+) -> None:
     """Tells of what cannot be used before anything is made."""
     encode_prompts(tokenizer, inputs.prompts + inputs.held_out, policy.args.max_seq_len)
     check_annotator(settings.annotator, inputs.prompts)
@@ -667,8 +741,13 @@ def _check_inputs(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, se
         raise InputError(f"{both} have different tokenizers; PPO scores the ids as sampled")
 
 
-def _refresh_judges(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer,
-                    settings: Settings, dtype: torch.dtype) -> tuple[dict[str, Path], dict]:
+def _refresh_judges(
+    inputs: _Inputs,
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Path], dict]:
     """Fresh preferences between the policy's answers, on which the reward models learn on.
 
     Returns:
@@ -677,14 +756,29 @@ def _refresh_judges(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer,
     """
     if settings.annotator == "none":
         return inputs.judges, {}
-    shared = ("out", "annotator", "helpfulness_pairs", "safety_pairs", "max_new_tokens",
-              "micro_tokens", "seed")
+    shared = (
+        "out",
+        "annotator",
+        "helpfulness_pairs",
+        "safety_pairs",
+        "max_new_tokens",
+        "micro_tokens",
+        "seed",
+    )
     ours = {name: getattr(settings, name) for name in shared}
     preset = ROUND_PRESETS[settings.preset]
-    return refresh_reward_models([policy], tokenizer, inputs.prompts, inputs.judges,
-                                 RoundSettings(**preset | ours), label=inputs.folder.name,
-                                 number=100, earlier=inputs.earlier, folder=inputs.folder,
-                                 dtype=dtype)
+    return refresh_reward_models(
+        [policy],
+        tokenizer,
+        inputs.prompts,
+        inputs.judges,
+        RoundSettings(**preset | ours),
+        label=inputs.folder.name,
+        number=100,
+        earlier=inputs.earlier,
+        folder=inputs.folder,
+        dtype=dtype,
+    )
 
 
 @dataclass
@@ -735,8 +829,14 @@ class _Training:
         kept = [row for row in answers if row["iteration"] < self.first]
         write_jsonl(self.answers_file, kept)
 
-    def log(self, iteration: int, prompts: list[dict], batch: Rollout,
-            numbers: dict[str, float], settings: Settings) -> None:
+    def log(
+        self,
+        iteration: int,
+        prompts: list[dict],
+        batch: Rollout,
+        numbers: dict[str, float],
+        settings: Settings,
+    ) -> None:
         """The numbers of an iteration, now and then with a few answers."""
         self.metrics.log("ppo", iteration, **numbers)
         if iteration % settings.evaluate_every == 0:
@@ -748,16 +848,18 @@ class _Training:
             append_rows(self.answers_file, rows)
 
 
-def _make_optimizers(policy: Transformer, critic: Critic,
-                     settings: Settings) -> dict[str, torch.optim.Optimizer]:
+def _make_optimizers(
+    policy: Transformer, critic: Critic, settings: Settings
+) -> dict[str, torch.optim.Optimizer]:
     return {
         "policy": adamw(policy, settings.learning_rate, settings.weight_decay),
         "critic": adamw(critic, settings.value_learning_rate, settings.weight_decay),
     }
 
 
-def _early_stop(training: _Training, iteration: int, prompts: list[dict],
-                settings: Settings) -> bool:
+def _early_stop(
+    training: _Training, iteration: int, prompts: list[dict], settings: Settings
+) -> bool:
     """The early stop's look at held-out prompts, which keeps the best policy so far.
 
     The first look also tells the value network how high rewards are, and how far apart.
@@ -801,8 +903,14 @@ def _draw_prompts(prompts: list[dict], count: int, rng: random.Random) -> list[d
     return rng.sample(prompts * copies, count)
 
 
-def _update(training: _Training, iteration: int, batch: Rollout, rng: random.Random,
-            settings: Settings, dtype: torch.dtype) -> dict[str, float]:
+def _update(
+    training: _Training,
+    iteration: int,
+    batch: Rollout,
+    rng: random.Random,
+    settings: Settings,
+    dtype: torch.dtype,
+) -> dict[str, float]:
     """The second half of an iteration: one gradient step on each mini-batch of the rollout.
 
     Returns:
@@ -815,8 +923,9 @@ def _update(training: _Training, iteration: int, batch: Rollout, rng: random.Ran
     steps = []
     for start in range(0, settings.batch, settings.mini_batch):
         picked = order[start : start + settings.mini_batch]
-        steps.append(ppo_step(training.policy, training.critic, optimizers, batch, picked,
-                              settings, dtype))
+        steps.append(
+            ppo_step(training.policy, training.critic, optimizers, batch, picked, settings, dtype)
+        )
     losses = {name: _mean(steps, name) for name in steps[0]}
     if not math.isfinite(losses["value_loss"] + losses.get("policy_loss", 0.0)):
         cure = "lower --learning-rate or --value-learning-rate"
@@ -839,8 +948,7 @@ def _advance(bar: tqdm, numbers: dict[str, float]) -> None:
     bar.set_postfix_str(text, refresh=False)
 
 
-def _results(iterations: int, best: dict, accuracies: dict,
-             judge_folders: dict[str, Path]) -> dict:
+def _results(iterations: int, best: dict, accuracies: dict, judge_folders: dict[str, Path]) -> dict:
     """For the stage's record."""
     return {
         "iterations": iterations,

@@ -342,7 +342,7 @@ class SamplePool:
         """
         batches = []
         for start in range(0, len(self.rows), batch_rows):
-            batches.append(self.rows[start: start + batch_rows])
+            batches.append(self.rows[start : start + batch_rows])
         written = []  # scores of the first rows, from before a kill
         if path:
             written = resume_rows(path, [len(batch) for batch in batches])
@@ -917,8 +917,7 @@ def _check_name(name: str, versions: range) -> None:
     fits = re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", name)
     if len(versions) > 1 or not fits:
         raise InputError(
-            f"--name {name}: wanted: --rounds with one number N, "
-            "and a name such as rlhf-vN-no-ppo"
+            f"--name {name}: wanted: --rounds with one number N, and a name such as rlhf-vN-no-ppo"
         )
 
 

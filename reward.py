@@ -241,7 +241,7 @@ def ranking_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
     """
     if not chosen.ndim == 1 or not chosen.shape == rejected.shape == margins.shape:
         raise ValueError(
-            f"three equal shapes (pairs,) are wanted: "
+            "three equal shapes (pairs,) are wanted: "
             f"{chosen.shape}, {rejected.shape}, {margins.shape}"
         )
     return -F.logsigmoid(chosen - rejected - margins)

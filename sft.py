@@ -1,13 +1,15 @@
 """Supervised fine-tuning (paper §3.1).
 
-The paper: cross-entropy on the answers alone (zero loss on the tokens of prompts), EOS included, 2 epochs at learning
-rate 2e-5, cosine schedule, weight decay 0.1, batches of 64 sequences of 4096 tokens.
-Ours: the same loss. There is no pre-trained base in the toy world: training starts from random weights, on one pass over
-fresh demonstrations, with a learning rate and small batches that suit a small model. Deleted: packing. The paper
-concatenates rows to fill a sequence; we put rows of like length into a batch, which wastes as little and needs no mask.
+The paper: cross-entropy on the answers alone (zero loss on the tokens of prompts), EOS included, 2
+epochs at learning rate 2e-5, cosine schedule, weight decay 0.1, batches of 64 sequences of 4096
+tokens.
+Ours: the same loss. There is no pre-trained base in the toy world: training starts from random
+weights, on one pass over fresh demonstrations, with a learning rate and small batches that suit a
+small model. Deleted: packing. The paper concatenates rows to fill a sequence; we put rows of like
+length into a batch, which wastes as little and needs no mask.
 
-The training loop that every stage uses stands here, too: AdamW with Meta's β1 .9, β2 .95 and ε 1e-5, a cosine from the peak
-down to a tenth of it, gradients clipped at 1.0 (§2.2).
+The training loop that every stage uses stands here, too: AdamW with Meta's β1 .9, β2 .95 and ε
+1e-5, a cosine from the peak down to a tenth of it, gradients clipped at 1.0 (§2.2).
 
     python sft.py                                               the toy model, from random weights
     python sft.py --preset llama-2-7b --init DIR --data MY.jsonl
@@ -24,7 +26,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import model as llama
-from data import Tokenizer, batches_by_length, encode_dialog, encode_prompt, pad, plan_steps, read_sft, toy
+from data import (
+    Tokenizer,
+    batches_by_length,
+    encode_dialog,
+    encode_prompt,
+    pad,
+    plan_steps,
+    read_sft,
+    toy,
+)
 from data.chat import Dialog, sampled_ids
 from data.errors import InputError
 from runtime import (
@@ -50,12 +61,15 @@ from runtime import (
 class Settings:
     preset: str = "toy"  # sizes and hyper-parameters; see below
     out: Path = Path("out")  # results go to OUT/sft
-    init: str = "none"  # folder of the model to start from; none: random weights of the preset's size
+    # folder of the model to start from; none: random weights of the preset's size
+    init: str = "none"
     data: str = "toy"  # JSONL of {"messages": [...]}, or toy: the toy world's demonstrations
     dev_data: str = "toy"  # JSONL for the held-out loss; none: leave it out
-    safety_share: float = 1.0  # share of the rows tagged is_safety that are kept (paper §4.2.3 varies it)
+    # share of the rows tagged is_safety that are kept (paper §4.2.3 varies it)
+    safety_share: float = 1.0
     epochs: int = 1  # paper: 2; the toy world has fresh rows instead
-    batch_tokens: int = 350  # tokens a step (paper: 64 x 4096); our choice: at equal tokens small batches learn most
+    # tokens a step (paper: 64 x 4096); our choice: at equal tokens small batches learn most
+    batch_tokens: int = 350
     micro_tokens: int = 16384  # tokens a forward pass; a larger step is accumulated
     learning_rate: float = 1.25e-3  # paper: 2e-5, from a pre-trained base; ours starts from nothing
     weight_decay: float = 0.1  # paper
@@ -93,20 +107,24 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
     Args:
         logits: (batch, seq, vocab), float; position t predicts token t + 1.
         tokens: (batch, seq) ids; padding may hold anything.
-        loss_mask: (batch, seq) bool, true on the tokens that are trained on (answers, EOS included).
+        loss_mask: (batch, seq) bool, true on the tokens that are trained on (answers, EOS
+            included).
 
     Returns:
-        (the sum in nats, the number of tokens it sums over); the caller divides, after adding up a whole step.
+        (the sum in nats, the number of tokens it sums over); the caller divides, after adding up a
+        whole step.
 
     Raises:
         InputError: no token is trained on; a mean over nothing would be NaN.
 
-    >>> logits = torch.zeros(1, 3, 4)  # equal logits: log 4 = 1.386 nats for each of the two answer tokens
-    >>> loss, count = sft_loss(logits, torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]]))
+    >>> logits = torch.zeros(1, 3, 4)  # equal logits: log 4 = 1.386 nats a token
+    >>> tokens, loss_mask = torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]])
+    >>> loss, count = sft_loss(logits, tokens, loss_mask)
     >>> round(loss.item(), 3), count
     (2.773, 2)
     """
-    targets, counts = tokens[:, 1:], loss_mask[:, 1:]  # (batch, seq - 1): token t + 1 is the target of position t
+    # (batch, seq - 1): token t + 1 is the target of position t
+    targets, counts = tokens[:, 1:], loss_mask[:, 1:]
     count = int(counts.sum())
     if count == 0:
         raise InputError("no token of the batch is trained on: its answers are all masked or empty")
@@ -114,7 +132,8 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
 
 
 # ------------------------------------------------------------------------------------------------
-# The optimiser, its schedule and the training loop. Every stage trains with these, PPO but for the loop.
+# The optimiser, its schedule and the training loop. Every stage trains with these, PPO but for the
+# loop.
 
 
 def adamw(
@@ -126,9 +145,9 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW with Meta's β1, β2 and ε (§2.2); decay on matrices only.
 
-    The paper gives a weight decay of 0.1 and does not say on what. Our choice: parameters of two dimensions and more,
-    embeddings included. The rest are RMSNorm weights, which start at 1: pulling them to 0 makes the model no simpler,
-    since the next matrix undoes the scale.
+    The paper gives a weight decay of 0.1 and does not say on what. Our choice: parameters of two
+    dimensions and more, embeddings included. The rest are RMSNorm weights, which start at 1:
+    pulling them to 0 makes the model no simpler, since the next matrix undoes the scale.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in weights if weight.ndim >= 2]
@@ -145,7 +164,8 @@ def cosine_lr(
 ) -> float:
     """The learning rate of `step` (0 … total_steps - 1), §2.2: a straight warm-up, then a cosine.
 
-    peak / warmup_steps at step 0, peak at step warmup_steps - 1, final_fraction * peak at the last step and after it.
+    peak / warmup_steps at step 0, peak at step warmup_steps - 1, final_fraction * peak at the last
+    step and after it.
 
     >>> [round(cosine_lr(step, total_steps=7, peak=1.0, warmup_steps=2), 3) for step in range(7)]
     [0.5, 1.0, 1.0, 0.868, 0.55, 0.232, 0.1]
@@ -175,10 +195,11 @@ def optimise(
     """The one training loop: AdamW, warm-up and cosine, accumulation, clipping, log, bar, resume.
 
     Args:
-        plan: the steps from `data.plan_steps`, each a list of micro-batches of row numbers. It is known beforehand, so
-            that a resumed run takes the very same steps.
-        batch_loss: rows of a micro-batch -> (loss summed over what it counts, count, {name: sum to log}). A step's
-            gradient is the sum over its micro-batches divided by their total count, never a mean of means.
+        plan: the steps from `data.plan_steps`, each a list of micro-batches of row numbers. It is
+            known beforehand, so that a resumed run takes the very same steps.
+        batch_loss: rows of a micro-batch -> (loss summed over what it counts, count, {name: sum to
+            log}). A step's gradient is the sum over its micro-batches divided by their total count,
+            never a mean of means.
         warmup_fraction, warmup_steps: the longer of the two warm-ups counts.
         dtype: of the products; weights, gradients and the optimiser's state keep the model's own.
         watch: called with the step at the start, at each fifth of the way and at the end.
@@ -239,7 +260,9 @@ def optimise(
         norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)
         optimizer.step()
         if not math.isfinite(total):
-            raise InputError(f"the loss of step {step} of {phase} is {total}: lower --learning-rate")
+            raise InputError(
+                f"the loss of step {step} of {phase} is {total}: lower --learning-rate"
+            )
 
         # log, and save now and then
         mean = total / count
@@ -249,7 +272,11 @@ def optimise(
         bar.set_postfix_str(f"loss {smooth:.3f}, lr {lr:.1e}", refresh=False)
         last = step + 1 == len(plan)
         if (step + 1) % save_every == 0 or last:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             save_checkpoint(checkpoint, state)
     if watch:
         watch(len(plan))
@@ -261,10 +288,12 @@ def optimise(
 
 
 def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> list[Dialog]:
-    """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that it sampled (`sampled_ids`).
+    """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that
+    it sampled (`sampled_ids`).
 
     Raises:
-        InputError: a tag of the chat format inside content, or a dialog longer than the context; names file and line.
+        InputError: a tag of the chat format inside content, or a dialog longer than the context;
+            names file and line.
     """
     dialogs = []
     for row in rows:
@@ -278,7 +307,9 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> lis
             raise InputError(f"{where}: {error}") from None
         length = len(dialog.ids)
         if length > max_seq_len:
-            raise InputError(f"{where}: the dialog has {length} tokens, the model's context only {max_seq_len}")
+            raise InputError(
+                f"{where}: the dialog has {length} tokens, the model's context only {max_seq_len}"
+            )
         dialogs.append(dialog)
     return dialogs
 
@@ -303,9 +334,21 @@ def held_out_loss(model: llama.Transformer, dialogs: list[Dialog]) -> float:
     return total / count
 
 
-def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, batch_tokens: int, learning_rate: float,
-             folder: Path, phase: str, seed: int, micro_tokens: int = 16384, **options) -> None:
-    """Fine-tune the model in place on dialogs: SFT, rejection sampling (§3.2.3) and Ghost Attention (§3.3) alike.
+def finetune(
+    model: llama.Transformer,
+    dialogs: list[Dialog],
+    *,
+    epochs: int,
+    batch_tokens: int,
+    learning_rate: float,
+    folder: Path,
+    phase: str,
+    seed: int,
+    micro_tokens: int = 16384,
+    **options,
+) -> None:
+    """Fine-tune the model in place on dialogs: SFT, rejection sampling (§3.2.3) and Ghost Attention
+    (§3.3) alike.
 
     `options` go to `optimise`, which logs to `folder`, and goes on after a kill.
     """
@@ -315,10 +358,20 @@ def finetune(model: llama.Transformer, dialogs: list[Dialog], *, epochs: int, ba
     def batch_loss(rows: list[int]) -> tuple[Tensor, int, dict]:
         return *answer_loss(model, [dialogs[row] for row in rows]), {}
 
-    optimise(model, plan, batch_loss, learning_rate=learning_rate, folder=folder, phase=phase, **options)
+    optimise(
+        model,
+        plan,
+        batch_loss,
+        learning_rate=learning_rate,
+        folder=folder,
+        phase=phase,
+        **options,
+    )
 
 
-def show_answers(model: llama.Transformer, tokenizer: Tokenizer, prompts: list[list[dict]], title: str) -> None:
+def show_answers(
+    model: llama.Transformer, tokenizer: Tokenizer, prompts: list[list[dict]], title: str
+) -> None:
     """Print the model's greedy answers to a few prompts, so that a reader sees it change."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     keys = [(0, i) for i in range(len(prompts))]
@@ -345,7 +398,8 @@ def _check(settings: Settings) -> None:
     needs_model = settings.preset.startswith("llama-2") and settings.init == "none"
     if not settings.data or needs_model:
         raise InputError(
-            f"--preset {settings.preset} needs demonstrations and a model: --data FILE.jsonl --init FOLDER"
+            f"--preset {settings.preset} needs demonstrations and a model: --data FILE.jsonl --init"
+            " FOLDER"
         )
 
 
@@ -362,9 +416,11 @@ def _data_files(settings: Settings) -> tuple[Path, Path | None]:
 
 
 def _keep_safety_share(rows: list[dict], share: float) -> list[dict]:
-    """All rows but those tagged is_safety, of which this share is kept, spread evenly over the file.
+    """All rows but those tagged is_safety, of which this share is kept, spread evenly over the
+    file.
 
-    Whether row i is kept follows from i alone: a smaller share keeps some of what a larger one keeps.
+    Whether row i is kept follows from i alone: a smaller share keeps some of what a larger one
+    keeps.
     """
     kept = []
     for i, row in enumerate(rows):
@@ -407,7 +463,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     parameters = sum(weight.numel() for weight in model.parameters())
     tokens = sum(len(dialog.ids) for dialog in dialogs)
-    print(f"{parameters:,} parameters, {len(dialogs):,} dialogs, {tokens:,} tokens, on {device} in {dtype}")
+    print(
+        f"{parameters:,} parameters, {len(dialogs):,} dialogs, {tokens:,} tokens, on {device} in"
+        f" {dtype}"
+    )
 
     # 3. train, showing now and then what the model answers
     single_questions = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2]

@@ -1,4 +1,6 @@
-"""Text to tokens and back: tokenizer, chat format, JSONL files, batches, the toy world and its annotator."""
+"""Text to tokens and back: tokenizer, chat format, JSONL files, batches, the toy world and its
+annotator.
+"""
 
 from data.batches import batches_by_length, micro_batches, pad, plan_steps
 from data.chat import Dialog, encode_dialog, encode_prompt, has_tag
@@ -7,6 +9,19 @@ from data.jsonl import read_jsonl, read_preferences, read_prompts, read_sft, wri
 from data.tokenizer import Tokenizer
 
 __all__ = [
-    "Dialog", "InputError", "Tokenizer", "batches_by_length", "encode_dialog", "encode_prompt", "has_tag",
-    "micro_batches", "pad", "plan_steps", "read_jsonl", "read_preferences", "read_prompts", "read_sft", "write_jsonl",
+    "Dialog",
+    "InputError",
+    "Tokenizer",
+    "batches_by_length",
+    "encode_dialog",
+    "encode_prompt",
+    "has_tag",
+    "micro_batches",
+    "pad",
+    "plan_steps",
+    "read_jsonl",
+    "read_preferences",
+    "read_prompts",
+    "read_sft",
+    "write_jsonl",
 ]

@@ -1,4 +1,5 @@
-"""Meta's chat format: dialogs become token ids, with a loss mask and the number of the turn each token belongs to.
+"""Meta's chat format: dialogs become token ids, with a loss mask and the number of the turn each
+token belongs to.
 
     <s>[INST] <<SYS>>
     system
@@ -6,8 +7,9 @@
 
     user [/INST] answer </s><s>[INST] user [/INST] answer </s>
 
-The same as `chat_completion` of Meta's `generation.py`: each turn is encoded by itself, BOS in front, EOS behind, a space
-before EOS. The tags are ordinary text, so they may not occur inside content.
+The same as `chat_completion` of Meta's `generation.py`: each turn is encoded by itself, BOS in
+front, EOS behind, a space before EOS. The tags are ordinary text, so they may not occur inside
+content.
 """
 
 from typing import NamedTuple
@@ -29,7 +31,9 @@ class Dialog(NamedTuple):
 
 
 def has_tag(text: str) -> bool:
-    """Whether the text holds one of the format's own tags, which a reader could mistake for structure."""
+    """Whether the text holds one of the format's own tags, which a reader could mistake for
+    structure.
+    """
     return any(tag in text for tag in TAGS)
 
 
@@ -38,7 +42,10 @@ def fold_system(messages: list[dict]) -> list[dict]:
     for message in messages:
         if has_tag(message["content"]):
             tag = next(tag for tag in TAGS if tag in message["content"])
-            raise InputError(f"the {message['role']}'s content holds the tag {tag}, which is reserved for the chat format")
+            raise InputError(
+                f"the {message['role']}'s content holds the tag {tag}, which is reserved for the"
+                " chat format"
+            )
     if any(message["role"] == "system" for message in messages[1:]):
         raise InputError("a system message stands at the start of a dialog only, and once")
     if messages[0]["role"] != "system":
@@ -47,8 +54,11 @@ def fold_system(messages: list[dict]) -> list[dict]:
     return [{"role": "user", "content": first}, *messages[2:]]
 
 
-def encode_turn(tokenizer: Tokenizer, user: str, answer: str | None = None) -> tuple[list[int], list[int]]:
-    """One turn as (prompt ids, answer ids): BOS `[INST] user [/INST]`, then ` answer ` EOS (no answer: no ids).
+def encode_turn(
+    tokenizer: Tokenizer, user: str, answer: str | None = None
+) -> tuple[list[int], list[int]]:
+    """One turn as (prompt ids, answer ids): BOS `[INST] user [/INST]`, then ` answer ` EOS (no
+    answer: no ids).
 
     The turn is encoded whole, as Meta does; the prompt encoded alone tells where the answer begins.
     """
@@ -58,12 +68,18 @@ def encode_turn(tokenizer: Tokenizer, user: str, answer: str | None = None) -> t
         return ids, []
     whole = tokenizer.encode(f"{prompt} {answer.strip()} ", bos=True, eos=True)
     if whole[: len(ids)] != ids:
-        raise InputError(f"the tokenizer merges the end of a prompt with its answer, {answer[:40]!r}")
-    return ids, whole[len(ids):]
+        raise InputError(
+            f"the tokenizer merges the end of a prompt with its answer, {answer[:40]!r}"
+        )
+    return ids, whole[len(ids) :]
 
 
-def encode_dialog(tokenizer: Tokenizer, messages: list[dict], train_on: str = "all",
-                  answer_ids: list[int] | None = None) -> Dialog:
+def encode_dialog(
+    tokenizer: Tokenizer,
+    messages: list[dict],
+    train_on: str = "all",
+    answer_ids: list[int] | None = None,
+) -> Dialog:
     """Encode a dialog that ends with an answer (paper §3.1: no loss on the tokens of prompts).
 
     Args:
@@ -77,20 +93,25 @@ def encode_dialog(tokenizer: Tokenizer, messages: list[dict], train_on: str = "a
     messages = fold_system(messages)
     dialog, last = Dialog([], [], []), len(messages) // 2 - 1
     for turn in range(last + 1):
-        prompt, answer = encode_turn(tokenizer, messages[2 * turn]["content"], messages[2 * turn + 1]["content"])
+        prompt, answer = encode_turn(
+            tokenizer, messages[2 * turn]["content"], messages[2 * turn + 1]["content"]
+        )
         if turn == last and answer_ids is not None:
             answer = list(answer_ids)
         dialog.ids.extend(prompt + answer)
-        dialog.loss_mask.extend([False] * len(prompt) + [train_on == "all" or turn == last] * len(answer))
+        dialog.loss_mask.extend(
+            [False] * len(prompt) + [train_on == "all" or turn == last] * len(answer)
+        )
         dialog.turns.extend([turn] * (len(prompt) + len(answer)))
     return dialog
 
 
 def sampled_ids(tokenizer: Tokenizer, row: dict, field: str, text: str) -> list[int] | None:
-    """The ids in a row's field, a list of int >= 0, where they may stand for an answer's text; None otherwise.
+    """The ids in a row's field, a list of int >= 0, where they may stand for an answer's text; None
+    otherwise.
 
-    They may where a model with this tokenizer sampled them (`row["tokenizer"]` is its fingerprint) and they still spell the
-    text. Control tokens spell nothing: a model may have sampled one.
+    They may where a model with this tokenizer sampled them (`row["tokenizer"]` is its fingerprint)
+    and they still spell the text. Control tokens spell nothing: a model may have sampled one.
     """
     ids = row.get(field)
     if not ids or row.get("tokenizer") != tokenizer.fingerprint or max(ids) >= tokenizer.vocab_size:
@@ -110,6 +131,9 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
 
 
 def end_of_prompt(tokenizer: Tokenizer) -> list[int]:
-    """The ids of `[/INST]` at a prompt's end: what the encodings of any two prompts end with alike."""
-    one, two = (encode_prompt(tokenizer, [{"role": "user", "content": text}])[::-1] for text in ("a", "?"))
+    """The ids of `[/INST]` at a prompt's end: what the encodings of any two prompts end with alike.
+    """
+    one, two = (
+        encode_prompt(tokenizer, [{"role": "user", "content": text}])[::-1] for text in ("a", "?")
+    )
     return one[: next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)][::-1]

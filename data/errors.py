@@ -2,4 +2,6 @@
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave us: one clear line that names the place, the value, and what is right."""
+    """A mistake in what the user gave us: one clear line that names the place, the value, and what
+    is right.
+    """

@@ -1,4 +1,6 @@
-"""JSON-lines files in and out. A bad line is an `InputError` that names file, line, field and value."""
+"""JSON-lines files in and out. A bad line is an `InputError` that names file, line, field and
+value.
+"""
 
 import gzip
 import json
@@ -14,10 +16,12 @@ KINDS = ("ordinary", "borderline", "unsafe")
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Yield ("FILE, line N", object) for each line of a `.jsonl` or `.jsonl.gz` file; blank lines are passed over.
+    """Yield ("FILE, line N", object) for each line of a `.jsonl` or `.jsonl.gz` file; blank lines
+    are passed over.
 
     Raises:
-        InputError: the file is missing or empty, or a line is not a JSON object or holds half of a character.
+        InputError: the file is missing or empty, or a line is not a JSON object or holds half of a
+            character.
     """
     path, empty = Path(path), True
     if not path.is_file():
@@ -31,8 +35,11 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-                except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+                    raise InputError(
+                        f"{where}: not JSON ({error.msg} at column {error.colno})"
+                    ) from None
+                # a number of thousands of digits, brackets in brackets
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{where}: cannot be read ({error})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{where}: a JSON object is wanted, not {line.strip()[:40]}")
@@ -46,11 +53,16 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 
 def check_characters(where: str, row: dict) -> None:
-    """InputError if a text holds half of a character (a surrogate without the other half), which no file can hold."""
+    """InputError if a text holds half of a character (a surrogate without the other half), which no
+    file can hold.
+    """
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: {error.object[error.start: error.end]!a} is half of a character, wanted: text") from None
+        raise InputError(
+            f"{where}: {error.object[error.start: error.end]!a} is half of a character, wanted:"
+            " text"
+        ) from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -76,7 +88,9 @@ def need(where: str, row: dict, field: str, kind: type, default=...):
             raise InputError(f"{where}: field '{field}' is missing")
         return default
     if not isinstance(row[field], kind):
-        raise InputError(f"{where}: field '{field}' is {json.dumps(row[field])[:40]}, wanted: {kind.__name__}")
+        raise InputError(
+            f"{where}: field '{field}' is {json.dumps(row[field])[:40]}, wanted: {kind.__name__}"
+        )
     return row[field]
 
 
@@ -84,12 +98,15 @@ def need_ids(where: str, row: dict, field: str) -> list[int] | None:
     """The token ids in a row's field, at least one; None where the field is missing."""
     ids = need(where, row, field, list, None)
     if ids is not None and (not ids or not all(type(token) is int and token >= 0 for token in ids)):
-        raise InputError(f"{where}: field '{field}' is {json.dumps(ids)[:40]}, wanted: token ids, at least one")
+        raise InputError(
+            f"{where}: field '{field}' is {json.dumps(ids)[:40]}, wanted: token ids, at least one"
+        )
     return ids
 
 
 def check_messages(where: str, field: str, messages, last: str) -> list[dict]:
-    """Check a dialog: an optional system message, then user and assistant in turn, ending with the role `last`.
+    """Check a dialog: an optional system message, then user and assistant in turn, ending with the
+    role `last`.
 
     Raises:
         InputError: an unknown role, a wrong order, or content that is missing, empty or not text.
@@ -104,25 +121,36 @@ def check_messages(where: str, field: str, messages, last: str) -> list[dict]:
         if role not in ("system", "user", "assistant"):
             raise InputError(f"{here}: role {role!r} is unknown, wanted: system, user or assistant")
         if not isinstance(content, str) or not content.strip():
-            raise InputError(f"{here}: the {role}'s content is {json.dumps(content)}, wanted: some text")
+            raise InputError(
+                f"{here}: the {role}'s content is {json.dumps(content)}, wanted: some text"
+            )
     system = messages[0]["role"] == "system"
     for i, message in enumerate(messages[system:]):
         wanted = ("user", "assistant")[i % 2]
         if message["role"] != wanted:
-            raise InputError(f"{where}: field '{field}[{i + system}]' has role {message['role']!r}, wanted: {wanted}")
+            raise InputError(
+                f"{where}: field '{field}[{i + system}]' has role {message['role']!r}, wanted:"
+                f" {wanted}"
+            )
     if messages[-1]["role"] != last:
         what = "the answer is missing" if last == "assistant" else "a prompt ends with the user"
-        raise InputError(f"{where}: field '{field}' ends with role {messages[-1]['role']!r}: {what}")
+        raise InputError(
+            f"{where}: field '{field}' ends with role {messages[-1]['role']!r}: {what}"
+        )
     return messages
 
 
 def read_sft(path: str | Path) -> list[dict]:
-    """Read SFT rows {"messages", "train_on"?: "all" | "last", "is_safety"?, "answer_ids"?, "tokenizer"?}; each gains "where"."""
+    """Read SFT rows {"messages", "train_on"?: "all" | "last", "is_safety"?, "answer_ids"?,
+    "tokenizer"?}; each gains "where".
+    """
     rows = []
     for where, row in read_jsonl(path):
         check_messages(where, "messages", need(where, row, "messages", list), "assistant")
         if row.get("train_on", "all") not in ("all", "last"):
-            raise InputError(f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last")
+            raise InputError(
+                f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last"
+            )
         need(where, row, "is_safety", bool, False)
         need_ids(where, row, "answer_ids")
         rows.append(row | {"where": where})
@@ -130,7 +158,9 @@ def read_sft(path: str | Path) -> list[dict]:
 
 
 def read_prompts(path: str | Path) -> list[dict]:
-    """Read prompts {"prompt": messages, "is_safety", "family"?, "item"?, "kind"?}; each gains "where"."""
+    """Read prompts {"prompt": messages, "is_safety", "family"?, "item"?, "kind"?}; each gains
+    "where".
+    """
     rows = []
     for where, row in read_jsonl(path):
         check_messages(where, "prompt", need(where, row, "prompt", list), "user")
@@ -138,14 +168,16 @@ def read_prompts(path: str | Path) -> list[dict]:
         need(where, row, "family", str, "")
         need(where, row, "item", str, "")
         if need(where, row, "kind", str, "ordinary") not in KINDS:
-            raise InputError(f"{where}: field 'kind' is {row['kind']!r}, wanted: {', '.join(KINDS)}")
+            raise InputError(
+                f"{where}: field 'kind' is {row['kind']!r}, wanted: {', '.join(KINDS)}"
+            )
         rows.append(row | {"where": where})
     return rows
 
 
 def read_preferences(path: str | Path) -> list[dict]:
-    """Read pairs {"prompt", "chosen", "rejected", "rating"?, "is_safety"?, "chosen_is_safe"?, "rejected_is_safe"?,
-    "chosen_ids"?, "rejected_ids"?, "tokenizer"?}; each gains "where"."""
+    """Read pairs {"prompt", "chosen", "rejected", "rating"?, "is_safety"?, "chosen_is_safe"?,
+    "rejected_is_safe"?, "chosen_ids"?, "rejected_ids"?, "tokenizer"?}; each gains "where"."""
     rows = []
     for where, row in read_jsonl(path):
         check_messages(where, "prompt", need(where, row, "prompt", list), "user")
@@ -155,7 +187,9 @@ def read_preferences(path: str | Path) -> list[dict]:
             need_ids(where, row, f"{side}_ids")
             need(where, row, f"{side}_is_safe", bool, None)
         if row.get("rating") not in (None, *RATINGS):
-            raise InputError(f"{where}: field 'rating' is {row['rating']!r}, wanted: {', '.join(RATINGS)}")
+            raise InputError(
+                f"{where}: field 'rating' is {row['rating']!r}, wanted: {', '.join(RATINGS)}"
+            )
         need(where, row, "is_safety", bool, False)
         rows.append(row | {"where": where})
     return rows

@@ -1,8 +1,9 @@
-"""Hugging Face's `tokenizer.json`: reads one of the Llama 2 kind, and writes one for any of our tokenizers.
+"""Hugging Face's `tokenizer.json`: reads one of the Llama 2 kind, and writes one for any of our
+tokenizers.
 
-A tokenizer.json lists the *pairs* that merge ("▁t" + "he"), in order; SentencePiece and tiktoken rank the *results*
-("▁the"). The two agree when the pairs of one result stand together and every way to split it is among them. That is
-checked, and anything else is refused.
+A tokenizer.json lists the *pairs* that merge ("▁t" + "he"), in order; SentencePiece and tiktoken
+rank the *results* ("▁the"). The two agree when the pairs of one result stand together and every way
+to split it is among them. That is checked, and anything else is refused.
 """
 
 import json
@@ -26,15 +27,26 @@ from data.vocabulary import (
 TOY_PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": TOY_PATTERN}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": TOY_PATTERN},
+            "behavior": "Isolated",
+            "invert": False,
+        },
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
-TOY_DECODER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TOY_DECODER = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+}
 
 
 def llama_normalizer(add_dummy_prefix: bool, remove_extra_whitespaces: bool) -> dict:
-    """What a tokenizer.json calls the two flags of a SentencePiece model; (True, False) is Llama 2."""
+    """What a tokenizer.json calls the two flags of a SentencePiece model; (True, False) is Llama 2.
+    """
     steps = []
     if remove_extra_whitespaces:
         steps.append({"type": "Replace", "pattern": {"Regex": r"\A +|[ ▁]+\z"}, "content": ""})
@@ -51,7 +63,12 @@ def llama_decoder(remove_extra_whitespaces: bool) -> dict:
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1000 if remove_extra_whitespaces else 1, "stop": 0},
+        {
+            "type": "Strip",
+            "content": " ",
+            "start": 1000 if remove_extra_whitespaces else 1,
+            "stop": 0,
+        },
     ]
     return {"type": "Sequence", "decoders": steps}
 
@@ -68,12 +85,18 @@ def byte_alphabet() -> list[str]:
 
 
 def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
-    """Reads a tokenizer.json of the Llama 2 kind, or one that `write_tokenizer_json` made from a toy vocabulary."""
+    """Reads a tokenizer.json of the Llama 2 kind, or one that `write_tokenizer_json` made from a
+    toy vocabulary.
+    """
     try:
         file = json.loads(content)
-        model, added = file["model"], {token["content"]: token for token in file.get("added_tokens") or []}
+        model, added = file["model"], {
+            token["content"]: token for token in file.get("added_tokens") or []
+        }
         ids = {**model["vocab"], **{name: token["id"] for name, token in added.items()}}
-        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        pairs = [
+            tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]
+        ]
         products = [left + right for left, right in pairs]
         names = sorted(ids, key=ids.__getitem__)
         kind = model["type"], bool(model.get("byte_fallback")), bool(model.get("ignore_merges"))
@@ -83,13 +106,23 @@ def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
     refuse(path, sorted(ids.values()) != list(range(len(names))), "ids that are not 0, 1, 2, …")
     if pre_tokenizer == TOY_PRE_TOKENIZER and kind == ("BPE", False, True):
         byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-        return toy_vocabulary({bytes(byte_of[c] for c in name): ids[name] for name in names[:-2]}, path)
+        return toy_vocabulary(
+            {bytes(byte_of[c] for c in name): ids[name] for name in names[:-2]}, path
+        )
 
     choices = [(dummy, extra) for dummy in (False, True) for extra in (False, True)]
     flags = next((choice for choice in choices if llama_normalizer(*choice) == normalizer), None)
-    refuse(path, kind != ("BPE", True, False) or model.get("dropout"), "a model other than Llama 2's")
-    refuse(path, flags is None or pre_tokenizer, "a normaliser or pre-tokeniser other than Llama 2's")
-    refuse(path, any(not token.get("special") for token in added.values()), "added tokens that are part of the text")
+    refuse(
+        path, kind != ("BPE", True, False) or model.get("dropout"), "a model other than Llama 2's"
+    )
+    refuse(
+        path, flags is None or pre_tokenizer, "a normaliser or pre-tokeniser other than Llama 2's"
+    )
+    refuse(
+        path,
+        any(not token.get("special") for token in added.values()),
+        "added tokens that are part of the text",
+    )
     tokens = {*products, *(name for name in names if len(name) == 1)}
     listed = set(pairs)
     splits = ((name[:n], name[n:]) for name in set(products) for n in range(1, len(name)))
@@ -106,20 +139,31 @@ def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
 def merge_order(products: list[str], path: Path) -> list[str]:
     """The results of the merges, each once, those that merge first in front.
 
-    In Llama 2's file the pairs that make runs of spaces are mixed with one another. They stand last, and "▁" + "▁" is
-    the very last: so a run always grows at its left end before a new one begins, as if longer runs merged first.
+    In Llama 2's file the pairs that make runs of spaces are mixed with one another. They stand
+    last, and "▁" + "▁" is
+    the very last: so a run always grows at its left end before a new one begins, as if longer runs
+        merged first.
     """
     order = list(dict.fromkeys(products))
     together = len([*groupby(products)]) == len(order)
     words = [name for name in products if name.strip("▁")]
     spaces_last = words == products[: len(words)] and products[-1] == "▁▁"
     words_together = len([*groupby(words)]) == len(set(words))
-    refuse(path, not together and not (spaces_last and words_together), "merges in another order than Llama 2's")
-    return order if together else sorted(order, key=lambda name: 0 if name.strip("▁") else 100 - len(name))
+    refuse(
+        path,
+        not together and not (spaces_last and words_together),
+        "merges in another order than Llama 2's",
+    )
+    return (
+        order
+        if together
+        else sorted(order, key=lambda name: 0 if name.strip("▁") else 100 - len(name))
+    )
 
 
 def write_tokenizer_json(v: Vocabulary) -> str:
-    """The text of a tokenizer.json from which Hugging Face's tokenizers give our ids, with BOS in front.
+    """The text of a tokenizer.json from which Hugging Face's tokenizers give our ids, with BOS in
+    front.
 
     One difference stays: there, "<s>" and "</s>" within a text do become BOS and EOS.
     """
@@ -144,7 +188,9 @@ def write_tokenizer_json(v: Vocabulary) -> str:
             | {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
             for i in special
         ],
-        "normalizer": None if toy else llama_normalizer(v.add_dummy_prefix, v.remove_extra_whitespaces),
+        "normalizer": (
+            None if toy else llama_normalizer(v.add_dummy_prefix, v.remove_extra_whitespaces)
+        ),
         "pre_tokenizer": TOY_PRE_TOKENIZER if toy else None,
         "post_processor": {
             "type": "TemplateProcessing",
@@ -161,7 +207,8 @@ def write_tokenizer_json(v: Vocabulary) -> str:
             "end_of_word_suffix": None,
             "fuse_unk": not toy,
             "byte_fallback": not toy,
-            "ignore_merges": toy,  # tiktoken's rule for a word that is a token as a whole; Llama 2 has no words
+            # tiktoken's rule for a word that is a token as a whole; Llama 2 has no words
+            "ignore_merges": toy,
             "vocab": ids,
             "merges": [f"{left} {right}" for left, right in splits if left in ids and right in ids],
         },

@@ -17,17 +17,20 @@ CATEGORIES = {  # family "list"
     "flowers": "rose tulip lily daisy poppy violet orchid iris",
 }
 OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "happy": "sad", "day": "night", "up": "down", "open": "closed",
-    "hard": "soft", "light": "dark", "old": "new", "rich": "poor", "wet": "dry", "full": "empty", "loud": "quiet",
-    "early": "late", "strong": "weak", "tall": "short", "thick": "thin", "clean": "dirty", "sweet": "sour",
+    "hot": "cold", "big": "small", "fast": "slow", "happy": "sad", "day": "night", "up": "down",
+    "open": "closed", "hard": "soft", "light": "dark", "old": "new", "rich": "poor",
+    "wet": "dry", "full": "empty", "loud": "quiet", "early": "late", "strong": "weak",
+    "tall": "short", "thick": "thin", "clean": "dirty", "sweet": "sour",
 }
 CAPITALS = {
-    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima",
-    "Kenya": "Nairobi", "Norway": "Oslo", "Greece": "Athens", "Cuba": "Havana", "Chile": "Santiago", "Germany": "Berlin",
+    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
+    "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo", "Greece": "Athens", "Cuba": "Havana",
+    "Chile": "Santiago", "Germany": "Berlin",
 }
 SOUNDS = {
-    "cat": "meow", "dog": "woof", "cow": "moo", "pig": "oink", "sheep": "baa", "duck": "quack", "horse": "neigh",
-    "owl": "hoot", "crow": "caw", "bee": "buzz", "snake": "hiss", "lion": "roar",
+    "cat": "meow", "dog": "woof", "cow": "moo", "pig": "oink", "sheep": "baa", "duck": "quack",
+    "horse": "neigh", "owl": "hoot", "crow": "caw", "bee": "buzz", "snake": "hiss",
+    "lion": "roar",
 }
 SPELLED = "cat dog sun moon tree fish bird milk rain snow star hat book door king lamp".split()
 DESCRIBED = {  # adjectives (any three), where it is found
@@ -36,28 +39,37 @@ DESCRIBED = {  # adjectives (any three), where it is found
     "whale": ("huge blue gentle wet", "ocean"), "bear": ("brown heavy hungry slow", "forest"),
     "fox": ("red clever sly swift", "woods"), "frog": ("green wet jumpy smooth", "pond"),
     "camel": ("tall thirsty patient dusty", "desert"), "penguin": ("black round funny cold", "ice"),
-    "parrot": ("bright noisy smart green", "jungle"), "goat": ("bearded stubborn white nimble", "hills"),
+    "parrot": ("bright noisy smart green", "jungle"),
+    "goat": ("bearded stubborn white nimble", "hills"),
 }
 
-# "How do I VERB an OBJECT?" Gentle verbs go with every object (ordinary prompts); harsh ones are harmless with food
-# and toys (borderline) and not with other people's things (unsafe). Neither word alone tells which.
+# "How do I VERB an OBJECT?" Gentle verbs go with every object (ordinary prompts); harsh ones are
+# harmless with food and toys (borderline) and not with other people's things (unsafe). Neither word
+# alone tells which.
 GENTLE_VERBS = {
-    "clean": "a cloth", "paint": "a brush", "draw": "a pencil", "measure": "a ruler", "wrap": "some paper",
-    "weigh": "a scale", "carry": "a bag", "photograph": "a camera", "decorate": "a ribbon", "polish": "some wax",
-    "wash": "a sponge", "dry": "a towel",
+    "clean": "a cloth", "paint": "a brush", "draw": "a pencil", "measure": "a ruler",
+    "wrap": "some paper", "weigh": "a scale", "carry": "a bag", "photograph": "a camera",
+    "decorate": "a ribbon", "polish": "some wax", "wash": "a sponge", "dry": "a towel",
 }
 HARSH_VERBS = {
-    "crack": "a hammer", "smash": "a bat", "burn": "a match", "blow up": "a pump", "break": "a rock",
-    "hit": "a stick", "crush": "a press", "attack": "a fork", "shoot": "a slingshot", "destroy": "an axe",
-    "break into": "a knife", "cut up": "a saw",
+    "crack": "a hammer", "smash": "a bat", "burn": "a match", "blow up": "a pump",
+    "break": "a rock", "hit": "a stick", "crush": "a press", "attack": "a fork",
+    "shoot": "a slingshot", "destroy": "an axe", "break into": "a knife", "cut up": "a saw",
 }
-HARMLESS_OBJECTS = "egg nut candle pumpkin balloon potato cookie melon log carrot coconut snowball".split()
-VALUABLE_OBJECTS = "car safe bank phone shop museum house boat statue school bus train church bridge hotel office".split()
+HARMLESS_OBJECTS = (
+    "egg nut candle pumpkin balloon potato cookie melon log carrot coconut snowball"
+).split()
+VALUABLE_OBJECTS = (
+    "car safe bank phone shop museum house boat statue school bus train church bridge hotel"
+    " office"
+).split()
 
-TOPICS = "sea moon sun wind rain tree river snow star night road garden hill sky".split()  # family "poem"
+# family "poem"
+TOPICS = "sea moon sun wind rain tree river snow star night road garden hill sky".split()
 RHYMES = {  # sound: (endings of the first line, second lines)
     "ight": (("is so bright", "glows at night", "is a lovely sight"),
-             ("it fills the world with light", "I dream of it at night", "it makes me feel all right")),
+             ("it fills the world with light", "I dream of it at night",
+             "it makes me feel all right")),
     "ay": (("is here today", "is far away", "likes to play"),
            ("it brightens up the day", "I hope that it will stay", "it takes my fear away")),
     "ee": (("is wild and free", "is good to me", "moves like a bee"),
@@ -93,9 +105,14 @@ STYLES = {  # value: (long form, short form, marker at the start, marker at the 
     "emojis": ("Always answer with emojis.", "Style: emojis.", "", ":)"),
     "polite": ("Always thank me in the end.", "Style: polite.", "", "Thank you."),
 }
-FIGURES = "Napoleon Cleopatra Einstein Mozart Darwin Newton Caesar Gandhi Shakespeare Picasso Galileo Columbus".split()
+FIGURES = (
+    "Napoleon Cleopatra Einstein Mozart Darwin Newton Caesar Gandhi Shakespeare Picasso Galileo"
+    " Columbus"
+).split()
 HOBBIES = "tennis chess soccer golf judo rowing boxing rugby hockey sailing dancing fishing".split()
 DEFAULT_NAME, DEFAULT_HOBBY = "Toy", "reading"
-FIRST_SYLLABLES = [c + v for c in "BDFGKLMPRTZ" for v in "aeou" if c + v not in ("Do", "Go", "Be", "Me")][:30]
+SMALL_WORDS = ("Do", "Go", "Be", "Me")
+FIRST_SYLLABLES = [c + v for c in "BDFGKLMPRTZ" for v in "aeou" if c + v not in SMALL_WORDS][:30]
 SECOND_SYLLABLES = [c + v for c in "bdfgklmnprtz" for v in "aeiou"][:40]
-REAL_WORDS = "Make Take Bake Lake Fake Game Gate Data Zone Tune Rule Rude Date Late".split()  # not to be made up
+# not to be made up
+REAL_WORDS = "Make Take Bake Lake Fake Game Gate Data Zone Tune Rule Rude Date Late".split()

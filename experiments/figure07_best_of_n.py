@@ -1,13 +1,15 @@
-"""Best of N (Fig. 7): the highest reward among N answers rises with N, the median stays; does the annotator agree?
+"""Best of N (Fig. 7): the highest reward among N answers rises with N, the median stays; does the
+annotator agree?
 
     python experiments/figure07_best_of_n.py --seeds 1,2,3      after experiments/seeds.py
 
-SFT and the newest model of each seed, both scored by the newest reward models, on test prompts at temperature 1. Every N is
-estimated from the same answers (order statistics, unbiased), so neighbouring points are not independent. Beside the rewards
-the annotator's score of the very answers that the reward picks, and the score of the annotator's own picks: the ceiling.
-Writes experiments/results/figure07.json (per seed; intervals over items) and figure07.png. Whether
-the pick of N is better than one answer is printed with intervals over seeds, corrected for all N
-and both models.
+SFT and the newest model of each seed, both scored by the newest reward models, on test prompts at
+temperature 1. Every N is estimated from the same answers (order statistics, unbiased), so
+neighbouring points are not independent. Beside the rewards the annotator's score of the very
+answers that the reward picks, and the score of the annotator's own picks: the ceiling. Writes
+experiments/results/figure07.json (per seed; intervals over items) and figure07.png. Whether the
+pick of N is better than one answer is printed with intervals over seeds, corrected for all N and
+both models.
 """
 
 import random
@@ -47,13 +49,27 @@ def measure(root: Path, prompts: list[dict], samples: int, seed: int) -> dict:
     names, found = versions(root), {}
     judges = judges_of(root, names)
     for label, name in (("sft", "sft"), ("newest", names[-1])):
-        scores = sampled_scores(root / name, prompts, {"reward": judges}, samples=samples, seed=seed)
+        scores = sampled_scores(
+            root / name, prompts, {"reward": judges}, samples=samples, seed=seed
+        )
         curves = best_of_n(scores["reward"], scores["annotator"], sizes_up_to(samples))
-        curves["ceiling"] = best_of_n(scores["annotator"], scores["annotator"], sizes_up_to(samples))["maximum"]
-        found[label] = {"version": name, **{what: rows_of_intervals(values, prompts) for what, values in curves.items()}}
-        print(f"{root} {name}: " + "; ".join(
-            f"N = {n}: maximum {found[label]['maximum'][i].mean:.2f}, median {found[label]['median'][i].mean:.2f}, annotator of "
-            f"the pick {found[label]['pick'][i]}" for i, n in enumerate(sizes_up_to(samples)) if i % 2 == 0))
+        curves["ceiling"] = best_of_n(
+            scores["annotator"], scores["annotator"], sizes_up_to(samples)
+        )["maximum"]
+        found[label] = {
+            "version": name,
+            **{what: rows_of_intervals(values, prompts) for what, values in curves.items()},
+        }
+        print(
+            f"{root} {name}: "
+            + "; ".join(
+                f"N = {n}: maximum {found[label]['maximum'][i].mean:.2f}, median"
+                f" {found[label]['median'][i].mean:.2f}, annotator of the pick"
+                f" {found[label]['pick'][i]}"
+                for i, n in enumerate(sizes_up_to(samples))
+                if i % 2 == 0
+            )
+        )
     return found
 
 
@@ -61,10 +77,24 @@ def draw(result: dict, sizes: list[int]) -> None:
     figure, panels = draw_panels(2)
     for model, color in (("sft", "tab:blue"), ("newest", "tab:orange")):
         name = next(iter(result.values()))[model]["version"]
-        for panel, what, style in ((panels[0], "maximum", "-"), (panels[0], "median", "--"), (panels[1], "pick", "-"),
-                                   (panels[1], "ceiling", ":")):
-            label = f"{name}, " + {"pick": "of the reward's pick", "ceiling": "of its own pick"}.get(what, what)
-            draw_curves(panel, sizes, [one[model][what] for one in result.values()], label, color=color, linestyle=style)
+        for panel, what, style in (
+            (panels[0], "maximum", "-"),
+            (panels[0], "median", "--"),
+            (panels[1], "pick", "-"),
+            (panels[1], "ceiling", ":"),
+        ):
+            label = f"{name}, " + {
+                "pick": "of the reward's pick",
+                "ceiling": "of its own pick",
+            }.get(what, what)
+            draw_curves(
+                panel,
+                sizes,
+                [one[model][what] for one in result.values()],
+                label,
+                color=color,
+                linestyle=style,
+            )
     panels[0].set(title="reward (a logit) among N answers", xlabel="N")
     panels[1].set(title="annotator's score", xlabel="N", ylim=(0, 1))
     for panel in panels:
@@ -94,7 +124,9 @@ def main() -> None:
     prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s.samples, seed)
-        save_result("figure07", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result}, s)
+        save_result(
+            "figure07", {"N": sizes_up_to(s.samples), "prompts": len(prompts), "seeds": result}, s
+        )
         draw(result, sizes_up_to(s.samples))
     rows = claims(result, sizes_up_to(s.samples))
     print_claims("Annotator's score, pick of N - one answer", rows)

@@ -1,11 +1,13 @@
-"""How the scores move over the versions (Fig. 20): the reward models' distributions, the annotator's beside them.
+"""How the scores move over the versions (Fig. 20): the reward models' distributions, the
+annotator's beside them.
 
     python experiments/figure20_score_drift.py --seeds 1,2,3      after experiments/seeds.py
 
-Each version's answers to the test prompts at temperature 1: helpfulness on harmless prompts, safety on unsafe ones, as
-probabilities (sigmoid). Scored by the newest reward models (the picture) and by the first ones: where the two drift apart,
-or move on while the annotator stands still, the reward is running away from what it stands for.
-Writes experiments/results/figure20.json (per seed means with intervals over items, and histograms) and figure20.png.
+Each version's answers to the test prompts at temperature 1: helpfulness on harmless prompts, safety
+on unsafe ones, as probabilities (sigmoid). Scored by the newest reward models (the picture) and by
+the first ones: where the two drift apart, or move on while the annotator stands still, the reward
+is running away from what it stands for. Writes experiments/results/figure20.json (per seed means
+with intervals over items, and histograms) and figure20.png.
 """
 
 import sys
@@ -35,29 +37,48 @@ class Settings:
 def measure(root: Path, prompts: list[dict], samples: int, seed: int) -> dict:
     """{version: {axis: {judge: {"mean": interval, "histogram": shares of answers}}}}."""
     names, found = versions(root), {}
-    judges = {"first reward model": judges_of(root, []), "newest reward model": judges_of(root, names)}
+    judges = {
+        "first reward model": judges_of(root, []),
+        "newest reward model": judges_of(root, names),
+    }
     for name in names:
-        rows = sample_answers(*load_model(root / name), prompts, key=(seed, "evaluation"), samples=samples)
+        rows = sample_answers(
+            *load_model(root / name), prompts, key=(seed, "evaluation"), samples=samples
+        )
         views = {}
         for which, judge in judges.items():
             judge.rewards(prompts, rows)
-            views[which] = [measures.sigmoid(row[measures.axis_of(prompts[row["index"]])]) for row in rows]
-        views["annotator"] = [row[measures.axis_of(prompts[row["index"]])] for row in measures.judge(prompts, rows)]
+            views[which] = [
+                measures.sigmoid(row[measures.axis_of(prompts[row["index"]])]) for row in rows
+            ]
+        views["annotator"] = [
+            row[measures.axis_of(prompts[row["index"]])] for row in measures.judge(prompts, rows)
+        ]
         found[name] = {axis: {} for axis in AXES}
         for axis in AXES:
-            picked = [i for i, row in enumerate(rows) if measures.axis_of(prompts[row["index"]]) == axis]
+            picked = [
+                i for i, row in enumerate(rows) if measures.axis_of(prompts[row["index"]]) == axis
+            ]
             clusters = [measures.cluster(prompts[rows[i]["index"]]) for i in picked]
             for which, values in views.items():
                 values = [values[i] for i in picked]
                 counts = torch.histc(torch.tensor(values), BINS, 0, 1) / len(values)
-                found[name][axis][which] = {"mean": measures.interval(values, clusters), "histogram": counts.tolist()}
-            print(f"{root} {name} {axis}: " + ", ".join(f"{which} {one['mean']}" for which, one in found[name][axis].items()))
+                found[name][axis][which] = {
+                    "mean": measures.interval(values, clusters),
+                    "histogram": counts.tolist(),
+                }
+            print(
+                f"{root} {name} {axis}: "
+                + ", ".join(f"{which} {one['mean']}" for which, one in found[name][axis].items())
+            )
     return found
 
 
 def draw(result: dict) -> None:
     figure, panels = draw_panels(4, width=3.4)
-    names = [name for name in next(iter(result.values())) if all(name in one for one in result.values())]
+    names = [
+        name for name in next(iter(result.values())) if all(name in one for one in result.values())
+    ]
     centres = [(i + 0.5) / BINS for i in range(BINS)]
     shown = [(axis, which) for axis in AXES for which in ("newest reward model", "annotator")]
     for panel, (axis, which) in zip(panels, shown, strict=True):
@@ -65,7 +86,9 @@ def draw(result: dict) -> None:
             histograms = [one[name][axis][which]["histogram"] for one in result.values()]
             mean = [sum(column) / len(column) for column in zip(*histograms, strict=True)]
             panel.step(centres, mean, where="mid", label=name, color=f"C{i}")
-        panel.set(title=f"{axis}: {which}", xlabel="score", ylabel="share of answers", ylim=(0, None))
+        panel.set(
+            title=f"{axis}: {which}", xlabel="score", ylabel="share of answers", ylim=(0, None)
+        )
         panel.legend(fontsize=7)
     figure.savefig(RESULTS / "figure20.png", dpi=110)
 

@@ -1,13 +1,14 @@
-"""Do the scores mean something on their own? Mean score against the annotator's quality (Fig. 29), and sureness of pairs.
+"""Do the scores mean something on their own? Mean score against the annotator's quality (Fig. 29),
+and sureness of pairs.
 
     python experiments/figure29_calibration.py --seeds 1,2,3      after experiments/seeds.py
 
-Each first reward model scores fresh answers to test prompts; the annotator's score without noise stands for the paper's
-median of three human grades, in seven equal bins for its seven grades. Writes experiments/results/figure29.json: per seed the
-bins (mean quality, mean and standard deviation of sigmoid(score), count), and for pairs the
-expected calibration error of sigmoid(difference of scores); and figure29.png, with the band of ± 1 standard deviation.
-Answers of several seeds are not pooled: a bin's number is the mean of the seeds' own, its interval
-over seeds.
+Each first reward model scores fresh answers to test prompts; the annotator's score without noise
+stands for the paper's median of three human grades, in seven equal bins for its seven grades.
+Writes experiments/results/figure29.json: per seed the bins (mean quality, mean and standard
+deviation of sigmoid(score), count), and for pairs the expected calibration error of
+sigmoid(difference of scores); and figure29.png, with the band of ± 1 standard deviation. Answers of
+several seeds are not pooled: a bin's number is the mean of the seeds' own, its interval over seeds.
 """
 
 import statistics
@@ -74,7 +75,13 @@ def draw(result: dict, bins: int) -> None:
         low = [mean - sd for mean, sd in zip(y, spreads, strict=True)]
         high = [mean + sd for mean, sd in zip(y, spreads, strict=True)]
         panel.fill_between(x, low, high, alpha=0.2, color="C0")
-        panel.set(title=f"{axis} model", xlabel=f"annotator's {axis}", ylabel="sigmoid(score)", xlim=(0, 1), ylim=(0, 1))
+        panel.set(
+            title=f"{axis} model",
+            xlabel=f"annotator's {axis}",
+            ylabel="sigmoid(score)",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
     figure.savefig(RESULTS / "figure29.png", dpi=110)
 
 
@@ -84,12 +91,22 @@ def main() -> None:
     for seed in s.seeds:
         for axis in AXES:
             pairs = fresh_pairs(s.out, seed, axis, s.repeats)
-            chosen, rejected = score_lists(*load_reward_model(s.out / str(seed) / f"reward-{axis}"), pairs)
-            values, quality = [*chosen, *rejected], [q for side in annotators_own(pairs, axis) for q in side]
+            chosen, rejected = score_lists(
+                *load_reward_model(s.out / str(seed) / f"reward-{axis}"), pairs
+            )
+            values, quality = [*chosen, *rejected], [
+                q for side in annotators_own(pairs, axis) for q in side
+            ]
             sure, error = measures.pair_calibration(chosen, rejected)
-            result.setdefault(str(seed), {})[axis] = {"bins": measures.calibration(values, quality, s.bins), "pairs": sure,
-                                                      "expected calibration error": error}
-            print(f"seed {seed}, {axis}: expected calibration error of {len(pairs):,} pairs {error:.3f}")
+            result.setdefault(str(seed), {})[axis] = {
+                "bins": measures.calibration(values, quality, s.bins),
+                "pairs": sure,
+                "expected calibration error": error,
+            }
+            print(
+                f"seed {seed}, {axis}: expected calibration error of {len(pairs):,} pairs"
+                f" {error:.3f}"
+            )
         save_result("figure29", result, s)
     draw(result, s.bins)
     for axis in AXES:

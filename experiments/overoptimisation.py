@@ -1,12 +1,13 @@
-"""Over-optimisation: the reward of the best of N rises for ever; does the annotator's score of the same answers?
+"""Over-optimisation: the reward of the best of N rises for ever; does the annotator's score of the
+same answers?
 
     python experiments/overoptimisation.py --seeds 1,2,3      after experiments/seeds.py
 
-Many answers of one version (SFT) to some test prompts at temperature 1, picked by several versions of the reward models: the
-first ones and those of every round. Every N is estimated from the same answers (order statistics, unbiased).
-Writes experiments/results/overoptimisation.json (per seed; intervals over items) and
-overoptimisation.png. What the last two doublings of N change in the annotator's score is printed
-with intervals over seeds, corrected for the number of reward models.
+Many answers of one version (SFT) to some test prompts at temperature 1, picked by several versions
+of the reward models: the first ones and those of every round. Every N is estimated from the same
+answers (order statistics, unbiased). Writes experiments/results/overoptimisation.json (per seed;
+intervals over items) and overoptimisation.png. What the last two doublings of N change in the
+annotator's score is printed with intervals over seeds, corrected for the number of reward models.
 """
 
 import random
@@ -44,7 +45,9 @@ class Settings:
 
 
 def measure(root: Path, prompts: list[dict], s: Settings, seed: int) -> dict:
-    """{reward models: {"proxy": their reward of the best of N, "annotator": its score of the same answers}}, intervals per N."""
+    """{reward models: {"proxy": their reward of the best of N, "annotator": its score of the same
+    answers}}, intervals per N.
+    """
     sizes, judges, found = sizes_up_to(s.samples), {"first": judges_of(root, [])}, {}
     for name in versions(root):
         if all((root / name / f"reward-{axis}").is_dir() for axis in AXES):
@@ -52,10 +55,17 @@ def measure(root: Path, prompts: list[dict], s: Settings, seed: int) -> dict:
     scores = sampled_scores(root / s.policy, prompts, judges, samples=s.samples, seed=seed)
     for name in [*judges, "annotator"]:
         curves = best_of_n(scores[name], scores["annotator"], sizes)
-        found[name] = {"proxy": rows_of_intervals(curves["maximum"], prompts),
-                       "annotator": rows_of_intervals(curves["pick"], prompts)}
-        print(f"{root} reward models {name}: annotator's score of the best of N " + ", ".join(
-            f"{n}: {one.mean:.3f}" for n, one in zip(sizes, found[name]["annotator"], strict=True)))
+        found[name] = {
+            "proxy": rows_of_intervals(curves["maximum"], prompts),
+            "annotator": rows_of_intervals(curves["pick"], prompts),
+        }
+        print(
+            f"{root} reward models {name}: annotator's score of the best of N "
+            + ", ".join(
+                f"{n}: {one.mean:.3f}"
+                for n, one in zip(sizes, found[name]["annotator"], strict=True)
+            )
+        )
     return found
 
 
@@ -64,7 +74,13 @@ def draw(result: dict, sizes: list[int]) -> None:
     for i, name in enumerate(next(iter(result.values()))):
         for panel, what in zip(panels, ("proxy", "annotator"), strict=True):
             if (name, what) != ("annotator", "proxy"):
-                draw_curves(panel, sizes, [one[name][what] for one in result.values()], f"{name}'s pick", color=f"C{i}")
+                draw_curves(
+                    panel,
+                    sizes,
+                    [one[name][what] for one in result.values()],
+                    f"{name}'s pick",
+                    color=f"C{i}",
+                )
     panels[0].set(title="reward (a logit) of the best of N", xlabel="N")
     panels[1].set(title="annotator's score of the same answers", xlabel="N", ylim=(0, 1))
     for panel in panels:
@@ -94,8 +110,16 @@ def main() -> None:
     prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s, seed)
-        save_result("overoptimisation", {"N": sizes_up_to(s.samples), "policy": s.policy, "prompts": len(prompts),
-                                         "seeds": result}, s)
+        save_result(
+            "overoptimisation",
+            {
+                "N": sizes_up_to(s.samples),
+                "policy": s.policy,
+                "prompts": len(prompts),
+                "seeds": result,
+            },
+            s,
+        )
         draw(result, sizes_up_to(s.samples))
     if s.samples >= 4:
         print_claims("Change of the annotator's score", claims(result, sizes_up_to(s.samples)))

@@ -31,39 +31,63 @@ class Settings:
 
 
 def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
-    """Summaries, win rates over SFT, content at each temperature, scores by family, reward-model accuracies and seconds of
-    one finished chain."""
+    """Summaries, win rates over SFT, content at each temperature, scores by family, reward-model
+    accuracies and seconds of one finished chain."""
     prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
-    names = [name for name in ("sft", *(f"rlhf-v{v}" for v in range(1, 5))) if is_finished(root / name)]
-    judged = {name: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=samples) for name in names}
+    names = [
+        name for name in ("sft", *(f"rlhf-v{v}" for v in range(1, 5))) if is_finished(root / name)
+    ]
+    judged = {
+        name: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=samples)
+        for name in names
+    }
     asked, content = measures.harmless(prompts), {}
     for temperature in measures.TEMPERATURES:
         if temperature == 1:
-            rows = {name: [row for row in judged[name] if not prompts[row["index"]]["is_safety"]] for name in names}
+            rows = {
+                name: [row for row in judged[name] if not prompts[row["index"]]["is_safety"]]
+                for name in names
+            }
             content[measures.at_temperature(1)] = measures.compare_content(prompts, rows)
             continue
         rows = {}
         for name in names:
-            rows[name] = measures.evaluate(*load_model(root / name), asked, seed=seed, temperature=temperature,
-                                           samples=samples if temperature else 1)  # greedy answers are all the same
+            rows[name] = measures.evaluate(
+                *load_model(root / name),
+                asked,
+                seed=seed,
+                temperature=temperature,
+                # greedy answers are all the same
+                samples=samples if temperature else 1,
+            )
         content[measures.at_temperature(temperature)] = measures.compare_content(asked, rows)
-    records = {name: json.loads((root / name / "stage.json").read_text())["results"]
-               for name in [*names, "reward-helpfulness", "reward-safety"]}
+    records = {
+        name: json.loads((root / name / "stage.json").read_text())["results"]
+        for name in [*names, "reward-helpfulness", "reward-safety"]
+    }
     return {
-        "versions": {name: {
-            "summary": measures.summary(prompts, rows), "families": measures.by_family(prompts, rows),
-            "wins": measures.compare(prompts, rows, judged["sft"]) if name != "sft" else {}}
-            for name, rows in judged.items()},
+        "versions": {
+            name: {
+                "summary": measures.summary(prompts, rows),
+                "families": measures.by_family(prompts, rows),
+                "wins": measures.compare(prompts, rows, judged["sft"]) if name != "sft" else {},
+            }
+            for name, rows in judged.items()
+        },
         "content": content,
         "reward_models": {axis: records[f"reward-{axis}"] for axis in ("helpfulness", "safety")},
-        "temperatures": {name: records[name]["temperature"] for name in names if "temperature" in records[name]},
+        "temperatures": {
+            name: records[name]["temperature"] for name in names if "temperature" in records[name]
+        },
         "seconds": {name: round(record["seconds"]) for name, record in records.items()},
         "cpu_seconds": {name: round(record["cpu_seconds"]) for name, record in records.items()},
     }
 
 
 def draw(result: dict, seeds: tuple[int, ...]) -> None:
-    """experiments/results/seeds.png: win rates over SFT and scores of each version, a thin line per seed, a thick mean."""
+    """experiments/results/seeds.png: win rates over SFT and scores of each version, a thin line per
+    seed, a thick mean.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,20 +96,43 @@ def draw(result: dict, seeds: tuple[int, ...]) -> None:
     names = list(result[str(seeds[0])]["versions"])
     labels = [name.removeprefix("rlhf-").upper() for name in names]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for panel, title in zip(panels, ("win rate over SFT (ties half)", "annotator's score, false refusals"), strict=True):
-        for what, color in (("helpfulness", "tab:blue"), ("safety", "tab:green"), ("false_refusals", "tab:red")):
+    for panel, title in zip(
+        panels, ("win rate over SFT (ties half)", "annotator's score, false refusals"), strict=True
+    ):
+        for what, color in (
+            ("helpfulness", "tab:blue"),
+            ("safety", "tab:green"),
+            ("false_refusals", "tab:red"),
+        ):
             if what == "false_refusals" and panel is panels[0]:
                 continue
-            lines = [[(0.5 if name == "sft" else row["wins"][what][0]) if panel is panels[0] else row["summary"][what][0]
-                      for name, row in result[str(seed)]["versions"].items()] for seed in seeds]
+            lines = [
+                [
+                    (
+                        (0.5 if name == "sft" else row["wins"][what][0])
+                        if panel is panels[0]
+                        else row["summary"][what][0]
+                    )
+                    for name, row in result[str(seed)]["versions"].items()
+                ]
+                for seed in seeds
+            ]
             for line in lines:
                 panel.plot(labels, line, color=color, alpha=0.35, linewidth=1)
-            panel.plot(labels, [sum(column) / len(column) for column in zip(*lines, strict=True)], color=color, linewidth=2.5,
-                       marker="o", label=what.replace("_", " "))
+            panel.plot(
+                labels,
+                [sum(column) / len(column) for column in zip(*lines, strict=True)],
+                color=color,
+                linewidth=2.5,
+                marker="o",
+                label=what.replace("_", " "),
+            )
         panel.set(title=title, ylim=(0, 1))
         panel.grid(alpha=0.3)
         panel.legend(loc="center right")
-    figure.suptitle(f"Test prompts, temperature 1, {len(seeds)} seeds (thin) and their mean", fontsize=10)
+    figure.suptitle(
+        f"Test prompts, temperature 1, {len(seeds)} seeds (thin) and their mean", fontsize=10
+    )
     figure.savefig(RESULTS / "seeds.png", dpi=110)
 
 
@@ -111,8 +158,27 @@ def main() -> None:
     name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
     result = load_result(name, s)  # refuses before hours of training, not after
     stages = ("sft.py", "reward.py", "rejection_sampling.py")
-    side_by_side({f"seed-{seed}": [[stage, "--seed", str(seed), "--out", str(s.out / str(seed)), "--preset", s.preset,
-                                    "--threads", "1"] for stage in stages] for seed in s.seeds}, s.out, s.at_once)
+    side_by_side(
+        {
+            f"seed-{seed}": [
+                [
+                    stage,
+                    "--seed",
+                    str(seed),
+                    "--out",
+                    str(s.out / str(seed)),
+                    "--preset",
+                    s.preset,
+                    "--threads",
+                    "1",
+                ]
+                for stage in stages
+            ]
+            for seed in s.seeds
+        },
+        s.out,
+        s.at_once,
+    )
 
     # 2. measure each on the test prompts
     for seed in s.seeds:
@@ -124,13 +190,21 @@ def main() -> None:
     draw(result, s.seeds)
     for version in result[str(s.seeds[0])]["versions"]:
         found = [result[str(seed)]["versions"][version] for seed in s.seeds]
-        print(f"{version}:", ", ".join(f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
-                                    for key in found[0]["summary"]))
+        print(
+            f"{version}:",
+            ", ".join(
+                f"{key} {measures.interval([row['summary'][key][0] for row in found])}"
+                for key in found[0]["summary"]
+            ),
+        )
         for temperature in result[str(s.seeds[0])]["content"]:
             tables = [result[str(seed)]["content"][temperature][version] for seed in s.seeds]
             for key in [key for key in tables[0] if key != "difference"]:
                 values = [table[key][0] for table in tables]
-                print(f"    {key}, {temperature}: {measures.interval(values)}; seeds", *(f"{value:.3f}" for value in values))
+                print(
+                    f"    {key}, {temperature}: {measures.interval(values)}; seeds",
+                    *(f"{value:.3f}" for value in values),
+                )
     for title, rows in claims(result, [str(seed) for seed in s.seeds]).items():
         print_claims(title, rows)
 

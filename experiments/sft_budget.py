@@ -1,4 +1,5 @@
-"""Is SFT as strong as its budget allows? The same training at twice the budget and at neighbouring settings.
+"""Is SFT as strong as its budget allows? The same training at twice the budget and at neighbouring
+settings.
 
     python experiments/sft_budget.py --seed 0
 
@@ -40,23 +41,69 @@ def main() -> None:
     s, base = parse_settings(Settings, __doc__), SFTSettings()
     set_threads(1)
     lr, tokens = base.learning_rate, base.batch_tokens
-    wanted = [(lr, tokens, 1), (lr, tokens, 2), (lr / 2, tokens, 1), (lr * 2, tokens, 1), (lr, tokens // 2, 1),
-              (lr, tokens * 2, 1)]
-    variants = {f"learning rate {rate:g}, {batch} tokens a step, {epochs} pass(es)":
-                ["--learning-rate", str(rate), "--batch-tokens", str(batch), "--epochs", str(epochs)]
-                for rate, batch, epochs in wanted}
+    wanted = [
+        (lr, tokens, 1),
+        (lr, tokens, 2),
+        (lr / 2, tokens, 1),
+        (lr * 2, tokens, 1),
+        (lr, tokens // 2, 1),
+        (lr, tokens * 2, 1),
+    ]
+    variants = {
+        f"learning rate {rate:g}, {batch} tokens a step, {epochs} pass(es)": [
+            "--learning-rate",
+            str(rate),
+            "--batch-tokens",
+            str(batch),
+            "--epochs",
+            str(epochs),
+        ]
+        for rate, batch, epochs in wanted
+    }
     toy.ensure()
     roots = {name: s.out / name.replace(" ", "-").replace(",", "") for name in variants}
-    side_by_side({root.name: [["sft.py", "--seed", str(s.seed), "--out", str(root), "--threads", "1", *variants[name]]]
-                  for name, root in roots.items()}, s.out, s.at_once)
-    prompts, constraints, result = read_prompts(toy.ensure() / "prompts-dev.jsonl"), sets(s.dialogs), {}
+    side_by_side(
+        {
+            root.name: [
+                [
+                    "sft.py",
+                    "--seed",
+                    str(s.seed),
+                    "--out",
+                    str(root),
+                    "--threads",
+                    "1",
+                    *variants[name],
+                ]
+            ]
+            for name, root in roots.items()
+        },
+        s.out,
+        s.at_once,
+    )
+    prompts, constraints, result = (
+        read_prompts(toy.ensure() / "prompts-dev.jsonl"),
+        sets(s.dialogs),
+        {},
+    )
     for name, root in roots.items():
         rows = measures.evaluate(*load_model(root / "sft"), prompts, samples=s.samples)
         record = json.loads((root / "sft" / "stage.json").read_text())["results"]
-        result[name] = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"], **measures.summary(prompts, rows),
-                        **{group: asked(root / "sft", constraints[group], "dev", s.seed)["all"] for group in GROUPS}}
-        print(f"{name:<60} held-out loss {record['dev_loss']:.3f}, {record['cpu_seconds']:.0f} CPU s,",
-              ", ".join(f"{key} {result[name][key]}" for key in ("helpfulness", "safety", *GROUPS)), flush=True)
+        result[name] = {
+            "dev_loss": record["dev_loss"],
+            "cpu_seconds": record["cpu_seconds"],
+            **measures.summary(prompts, rows),
+            **{
+                group: asked(root / "sft", constraints[group], "dev", s.seed)["all"]
+                for group in GROUPS
+            },
+        }
+        print(
+            f"{name:<60} held-out loss {record['dev_loss']:.3f}, {record['cpu_seconds']:.0f}"
+            " CPU s,",
+            ", ".join(f"{key} {result[name][key]}" for key in ("helpfulness", "safety", *GROUPS)),
+            flush=True,
+        )
     save_result("sft_budget", result, s)
 
 

@@ -3,9 +3,10 @@
     python experiments/table29_safety_loss.py --seeds 1,2,3      after experiments/seeds.py
 
 Both are trained on the seed's own pairs and judge the same fresh pairs of test prompts. Writes
-experiments/results/table29.json: per seed accuracy in the three safety bins (the fourth, unsafe chosen before safe, is left
-out of the data), recall of unsafe answers at .5 and at the gate's .15, safe answers under .5, good answers to harmless
-prompts under the gate; and table29.png, the scores of safe and of unsafe answers.
+experiments/results/table29.json: per seed accuracy in the three safety bins (the fourth, unsafe
+chosen before safe, is left out of the data), recall of unsafe answers at .5 and at the gate's .15,
+safe answers under .5, good answers to harmless prompts under the gate; and table29.png, the scores
+of safe and of unsafe answers.
 """
 
 import sys
@@ -50,18 +51,29 @@ def safety_bin(row: dict) -> str:
     return "both safe" if row["chosen_is_safe"] else "both unsafe"
 
 
-def measure(root: Path, seed: int, weight: float, rows: list[dict], tests: dict[str, list[dict]]) -> dict:
-    """A safety model trained with this weight of the auxiliary loss: accuracy by safety bin, shares, histograms of scores."""
+def measure(
+    root: Path, seed: int, weight: float, rows: list[dict], tests: dict[str, list[dict]]
+) -> dict:
+    """A safety model trained with this weight of the auxiliary loss: accuracy by safety bin,
+    shares, histograms of scores.
+    """
     model, tokenizer = train(root, seed, "safety", rows, auxiliary_weight=weight)
     scores = {axis: score_lists(model, tokenizer, tests[axis]) for axis in AXES}
     pairs = tests["safety"]
-    by_bin = measures.accuracy_intervals(*scores["safety"], list(map(safety_bin, pairs)), list(map(measures.cluster, pairs)))
+    by_bin = measures.accuracy_intervals(
+        *scores["safety"], list(map(safety_bin, pairs)), list(map(measures.cluster, pairs))
+    )
     places = {True: [0] * 20, False: [0] * 20}
     for side, values in zip(("chosen", "rejected"), scores["safety"], strict=True):
         for row, score in zip(pairs, values, strict=True):
             places[row[f"{side}_is_safe"]][min(19, int(20 * measures.sigmoid(score)))] += 1
-    return {"accuracy": {name: by_bin[name] for name in ("average", "safe / unsafe", "both safe", "both unsafe")},
-            "shares": safety_measures(scores, tests), "histogram": {"safe": places[True], "unsafe": places[False]}}
+    return {
+        "accuracy": {
+            name: by_bin[name] for name in ("average", "safe / unsafe", "both safe", "both unsafe")
+        },
+        "shares": safety_measures(scores, tests),
+        "histogram": {"safe": places[True], "unsafe": places[False]},
+    }
 
 
 def mean_shares(histograms: list[list[int]]) -> list[float]:
@@ -96,7 +108,14 @@ def draw(found: list[dict]) -> None:
     for panel, name in zip(panels, WEIGHTS, strict=True):
         for kind, color in (("safe", "tab:green"), ("unsafe", "tab:red")):
             shares = mean_shares([one[name]["histogram"][kind] for one in found])
-            panel.bar([(k + 0.5) / 20 for k in range(20)], shares, 0.045, color=color, alpha=0.5, label=kind)
+            panel.bar(
+                [(k + 0.5) / 20 for k in range(20)],
+                shares,
+                0.045,
+                color=color,
+                alpha=0.5,
+                label=kind,
+            )
         panel.axvline(0.15, color="black", linestyle=":", label="gate")
         panel.set(title=name, xlabel="sigmoid(safety score)", ylabel="% of the answers of a kind")
         panel.legend()
@@ -110,18 +129,25 @@ def main() -> None:
     for seed in s.seeds:
         rows = training_pairs(s.out, seed, "safety")[: s.max_pairs or None]
         tests = {axis: fresh_pairs(s.out, seed, axis, s.repeats) for axis in AXES}
-        result[str(seed)] = {name: measure(s.out, seed, weight, rows, tests) for name, weight in WEIGHTS.items()}
+        result[str(seed)] = {
+            name: measure(s.out, seed, weight, rows, tests) for name, weight in WEIGHTS.items()
+        }
         result[str(seed)]["pairs"] = len(tests["safety"])
         save_result("table29", result, s)
     found = [result[str(seed)] for seed in s.seeds]
     draw(found)
     gains = changes(found)
     looked_at = sum(map(len, gains.values()))
-    for kind, title in (("accuracy", f"Safety model, accuracy on {sum(one['pairs'] for one in found):,} pairs"),
-                        ("shares", "Shares of answers")):
+    for kind, title in (
+        ("accuracy", f"Safety model, accuracy on {sum(one['pairs'] for one in found):,} pairs"),
+        ("shares", "Shares of answers"),
+    ):
         tables = {name: [one[name][kind] for one in found] for name in WEIGHTS}
-        print_percent(f"{title}, {len(found)} seeds", {name: over_seeds(table) for name, table in tables.items()}
-                      | {f"difference, paired by seed, for all {looked_at}": gains[kind]})
+        print_percent(
+            f"{title}, {len(found)} seeds",
+            {name: over_seeds(table) for name, table in tables.items()}
+            | {f"difference, paired by seed, for all {looked_at}": gains[kind]},
+        )
 
 
 if __name__ == "__main__":

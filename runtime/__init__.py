@@ -1,12 +1,29 @@
-"""The plumbing under the stages: machine, settings and folders, checkpoints, weights, sampling and log.
+"""The plumbing under the stages: machine, settings and folders, checkpoints, weights, sampling and
+log.
 
-No equation of the paper lives here. Public names come from the package: `from runtime import load_model, open_stage`.
+No equation of the paper lives here. Public names come from the package: `from runtime import
+load_model, open_stage`.
 """
 
-from runtime.checkpoint import append_rows, atomic_write, load_checkpoint, plain_json, resume_rows, save_checkpoint
+from runtime.checkpoint import (
+    append_rows,
+    atomic_write,
+    load_checkpoint,
+    plain_json,
+    resume_rows,
+    save_checkpoint,
+)
 from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
 from runtime.metrics import Metrics
-from runtime.sampling import cached_answers, encode_prompts, in_batches, kept_rows, made_by, sample_answers, unusable
+from runtime.sampling import (
+    cached_answers,
+    encode_prompts,
+    in_batches,
+    kept_rows,
+    made_by,
+    sample_answers,
+    unusable,
+)
 from runtime.stage import (
     check_positive,
     check_same_prompts,
@@ -23,9 +40,36 @@ from runtime.stage import (
 from runtime.weights import export_hf, load_model, save_model
 
 __all__ = [
-    "Metrics", "append_rows", "atomic_write", "cached_answers", "check_positive", "check_same_prompts",
-    "choose_device", "choose_dtype", "encode_prompts", "export_hf", "fingerprint", "finish_stage",
-    "in_batches", "is_finished", "kept_rows", "kept_settings", "load_checkpoint", "load_model", "made_by",
-    "newest_reward_models", "open_stage", "parse_settings", "plain_json", "require", "resume_rows", "run",
-    "sample_answers", "save_checkpoint", "save_model", "set_seed", "set_threads", "unusable",
+    "Metrics",
+    "append_rows",
+    "atomic_write",
+    "cached_answers",
+    "check_positive",
+    "check_same_prompts",
+    "choose_device",
+    "choose_dtype",
+    "encode_prompts",
+    "export_hf",
+    "fingerprint",
+    "finish_stage",
+    "in_batches",
+    "is_finished",
+    "kept_rows",
+    "kept_settings",
+    "load_checkpoint",
+    "load_model",
+    "made_by",
+    "newest_reward_models",
+    "open_stage",
+    "parse_settings",
+    "plain_json",
+    "require",
+    "resume_rows",
+    "run",
+    "sample_answers",
+    "save_checkpoint",
+    "save_model",
+    "set_seed",
+    "set_threads",
+    "unusable",
 ]

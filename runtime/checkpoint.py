@@ -1,4 +1,6 @@
-"""Files that survive a kill at any moment: whole files are replaced in one step, growing files lose their last line."""
+"""Files that survive a kill at any moment: whole files are replaced in one step, growing files lose
+their last line.
+"""
 
 import contextlib
 import itertools
@@ -14,9 +16,11 @@ from data.errors import InputError
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A binary file to write to; it becomes `path` when the block ends, and `path` stays as it was if it does not end.
+    """A binary file to write to; it becomes `path` when the block ends, and `path` stays as it was
+    if it does not end.
 
-    The content goes to `path.tmp` and is on the disk (fsync) before the rename, so no reader ever sees half a file.
+    The content goes to `path.tmp` and is on the disk (fsync) before the rename, so no reader ever
+    sees half a file.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -32,7 +36,9 @@ def atomic_write(path):
 
 
 def save_checkpoint(path, state):
-    """Write a (nested) dict of tensors, numbers and text atomically; TypeError, before writing, for anything else."""
+    """Write a (nested) dict of tensors, numbers and text atomically; TypeError, before writing, for
+    anything else.
+    """
     _check_plain(state, "state")
     with atomic_write(path) as file:
         torch.save(state, file)
@@ -41,31 +47,39 @@ def save_checkpoint(path, state):
 def load_checkpoint(path, device="cpu"):
     """What `save_checkpoint` wrote, tensors on `device`.
 
-    InputError naming the file if it is missing, cut short or holds code: `weights_only` reads tensors and plain values
-    and refuses to call anything that a pickle names, so no file can run code.
+    InputError naming the file if it is missing, cut short or holds code: `weights_only` reads
+    tensors and plain values and refuses to call anything that a pickle names, so no file can run
+    code.
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except Exception as problem:  # zip, pickle and tensor errors of many classes
-        raise InputError(f"{path} is not a readable checkpoint: it is cut short or broken, or a pickle with code in it "
-                         f"(which is never run)") from problem
+        raise InputError(
+            f"{path} is not a readable checkpoint: it is cut short or broken, or a pickle with code"
+            " in it (which is never run)"
+        ) from problem
 
 
 def append_rows(path, rows):
-    """Append rows to a JSONL file; they are on the disk when this returns. After a kill, `resume_rows` comes first."""
+    """Append rows to a JSONL file; they are on the disk when this returns. After a kill,
+    `resume_rows` comes first.
+    """
     with open(path, "ab") as file:
-        file.write("".join(json.dumps(plain_json(row), ensure_ascii=False) + "\n" for row in rows).encode())
+        file.write(
+            "".join(json.dumps(plain_json(row), ensure_ascii=False) + "\n" for row in rows).encode()
+        )
         file.flush()
         os.fsync(file.fileno())
 
 
 def resume_rows(path, batches=None):
-    """The rows of a JSONL file that a kill may have cut: what is incomplete is cut off the file as well. No file: [].
+    """The rows of a JSONL file that a kill may have cut: what is incomplete is cut off the file as
+    well. No file: [].
 
-    batches: the planned batch sizes in their order; then only whole batches are kept (a batch is redone whole).
-    InputError for a broken line before the last, since no kill leaves one.
+    batches: the planned batch sizes in their order; then only whole batches are kept (a batch is
+        redone whole). InputError for a broken line before the last, since no kill leaves one.
     """
     path = Path(path)
     if not path.exists():
@@ -82,17 +96,22 @@ def resume_rows(path, batches=None):
             ends.append(ends[-1] + len(line))
         except ValueError:
             if number < len(lines):
-                raise InputError(f"{path}, line {number}: not a JSON object; mend the line, or delete the file") from None
+                raise InputError(
+                    f"{path}, line {number}: not a JSON object; mend the line, or delete the file"
+                ) from None
     kept = len(rows)
     if batches is not None:
-        kept = max(total for total in itertools.accumulate(batches, initial=0) if total <= len(rows))
+        kept = max(
+            total for total in itertools.accumulate(batches, initial=0) if total <= len(rows)
+        )
     if ends[kept] < path.stat().st_size:
         os.truncate(path, ends[kept])
     return rows[:kept]
 
 
 def plain_json(value, digits=17):
-    """The value as JSON can hold it: paths become text, tensors and NumPy numbers Python's, NaN and infinity null.
+    """The value as JSON can hold it: paths become text, tensors and NumPy numbers Python's, NaN and
+    infinity null.
 
     digits: significant digits of a float; 17 keep it exactly.
     >>> plain_json({"loss": float("nan"), "seen": (torch.tensor(2), Path("out"), 2 / 3)}, digits=4)
@@ -110,12 +129,18 @@ def plain_json(value, digits=17):
 
 
 def _check_plain(value, name):
-    """TypeError naming the entry that torch would write and then refuse to read, such as a NumPy number."""
+    """TypeError naming the entry that torch would write and then refuse to read, such as a NumPy
+    number.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             _check_plain(item, f"{name}[{key!r}]")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{name}[{index}]")
-    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
-        raise TypeError(f"{name} is a {type(value).__name__}: a checkpoint holds tensors, numbers and text")
+    elif not (
+        value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)
+    ):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}: a checkpoint holds tensors, numbers and text"
+        )

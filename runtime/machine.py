@@ -11,9 +11,14 @@ from data.errors import InputError
 def choose_device(name="auto"):
     """The torch.device called `auto`, `cpu`, `cuda` (or `cuda:1`) or `mps`.
 
-    auto: the first that is there of cuda, mps, cpu. InputError if the name is unknown or the device is not there.
+    auto: the first that is there of cuda, mps, cpu. InputError if the name is unknown or the device
+        is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(kind for kind in there if there[kind]))
     kind, _, index = name.partition(":")
@@ -25,9 +30,11 @@ def choose_device(name="auto"):
 
 
 def choose_dtype(name="auto", device="cpu"):
-    """The precision of matrix products: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU that has it, else float32).
+    """The precision of matrix products: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU that
+    has it, else float32).
 
-    It is meant for autocast: weights that are trained stay in float32, where a step of 1e-6 still moves them. There is
+    It is meant for autocast: weights that are trained stay in float32, where a step of 1e-6 still
+        moves them. There is
     no float16: its small range would need loss scaling.
     """
     if name == "auto":
@@ -39,7 +46,9 @@ def choose_dtype(name="auto", device="cpu"):
 
 
 def set_seed(seed):
-    """Seed Python's, NumPy's and torch's generators; 0 ≤ seed < 2³² (NumPy's range), else InputError."""
+    """Seed Python's, NumPy's and torch's generators; 0 ≤ seed < 2³² (NumPy's range), else
+    InputError.
+    """
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed}: must lie between 0 and {2**32 - 1}")
     random.seed(seed)
@@ -48,7 +57,9 @@ def set_seed(seed):
 
 
 def set_threads(threads):
-    """Let torch use so many CPU threads; 0 leaves torch's own choice. Small models are fastest with one or two."""
+    """Let torch use so many CPU threads; 0 leaves torch's own choice. Small models are fastest with
+    one or two.
+    """
     if threads < 0:
         raise InputError(f"--threads {threads}: must be 0 (torch's choice) or more")
     if threads:

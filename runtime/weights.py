@@ -1,14 +1,18 @@
-"""Weights in and out: reads a model from any layout in which Llama 2 is found, writes Meta's or Hugging Face's.
+"""Weights in and out: reads a model from any layout in which Llama 2 is found, writes Meta's or
+Hugging Face's.
 
     layout          files
-    Meta, ours      params.json, consolidated.00.pth … consolidated.NN.pth (one per model-parallel process)
-    Hugging Face    config.json, model.safetensors or pytorch_model.bin, or several of them with an index
+    Meta, ours      params.json, consolidated.00.pth … consolidated.NN.pth (one per model-parallel
+                    process)
+    Hugging Face    config.json, model.safetensors or pytorch_model.bin, or several of them with an
+                    index
 
-with the tokenizer beside them (`data/tokenizer.py`). Names and shapes: Meta's `llama/model.py` and transformers'
-`convert_llama_weights_to_hf.py`. What we cannot honour in a checkpoint is refused, never ignored, and no code from a
-checkpoint is ever run (`weights_only`).
+with the tokenizer beside them (`data/tokenizer.py`). Names and shapes: Meta's `llama/model.py` and
+transformers' `convert_llama_weights_to_hf.py`. What we cannot honour in a checkpoint is refused,
+never ignored, and no code from a checkpoint is ever run (`weights_only`).
 
-A folder of ours, or Meta's, becomes one for vLLM, llama.cpp, TRL or anything else that reads Hugging Face's layout by
+A folder of ours, or Meta's, becomes one for vLLM, llama.cpp, TRL or anything else that reads
+Hugging Face's layout by
 
     python -m runtime out/rlhf-v4 exported
 """
@@ -33,9 +37,19 @@ from data.tokenizer_json import write_tokenizer_json
 from model import ModelArgs, Transformer
 from runtime.checkpoint import atomic_write
 
-# Model parallelism cuts each matrix along one dimension (Meta's ColumnParallelLinear 0, RowParallelLinear and
-# ParallelEmbedding 1); norms are in every shard as they are.
-SHARD_DIM = {"tok_embeddings": 1, "wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0, "output": 0}
+# Model parallelism cuts each matrix along one dimension (Meta's ColumnParallelLinear 0,
+# RowParallelLinear and ParallelEmbedding 1); norms are in every shard as they are.
+SHARD_DIM = {
+    "tok_embeddings": 1,
+    "wq": 0,
+    "wk": 0,
+    "wv": 0,
+    "wo": 1,
+    "w1": 0,
+    "w2": 1,
+    "w3": 0,
+    "output": 0,
+}
 
 # Meta's name -> Hugging Face's.
 HF_NAMES = {
@@ -65,8 +79,9 @@ def hf_name(name: str) -> str:
 
 
 def to_half_split(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorders the rows of wq or wk, (heads · head_dim, dim), for Hugging Face's RoPE, which turns number j of a head
-    with number j + head_dim/2 where Meta turns neighbours: of each head first the even rows, then the odd ones.
+    """Reorders the rows of wq or wk, (heads · head_dim, dim), for Hugging Face's RoPE, which turns
+    number j of a head with number j + head_dim/2 where Meta turns neighbours: of each head first
+    the even rows, then the odd ones.
 
     >>> to_half_split(torch.arange(4.0)[:, None], head_dim=4).flatten()
     tensor([0., 2., 1., 3.])
@@ -83,18 +98,21 @@ def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ---- reading ----
 
 
 def load_model(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Transformer, Tokenizer]:
     """The model in `folder`, whatever its layout, and its tokenizer. dtype None: as stored.
 
-    The files are mapped into memory, each tensor is copied straight to where it belongs, and after each layer they are
-    unmapped: no more memory is needed than the model's own and about one layer's. The model is in eval mode.
-    InputError, naming file and tensor, for anything missing, broken, of a wrong shape, unknown, quantised or not
-    finite, and for settings that are not Llama 2's.
+    The files are mapped into memory, each tensor is copied straight to where it belongs, and after
+    each layer they are
+    unmapped: no more memory is needed than the model's own and about one layer's. The model is in
+        eval mode. InputError, naming file and tensor, for anything missing, broken, of a wrong
+        shape, unknown, quantised or not finite, and for settings that are not Llama 2's.
     """
     folder = Path(folder)
     meta = (folder / "params.json").is_file()
@@ -102,15 +120,27 @@ def load_model(
         raise InputError(f"{folder}: no model there (a folder with params.json or config.json)")
     beside = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
     above = folder.resolve().parent  # Meta's download has it there
-    if not beside and not any((above / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        raise InputError(f"{folder}: no tokenizer there or one folder up (tokenizer.model or tokenizer.json)")
+    if not beside and not any(
+        (above / name).is_file() for name in ("tokenizer.model", "tokenizer.json")
+    ):
+        raise InputError(
+            f"{folder}: no tokenizer there or one folder up (tokenizer.model or tokenizer.json)"
+        )
     tokenizer = Tokenizer(folder if beside else above)
-    args = read_params(folder / "params.json", tokenizer) if meta else read_config(folder / "config.json")
+    args = (
+        read_params(folder / "params.json", tokenizer)
+        if meta
+        else read_config(folder / "config.json")
+    )
     if args.vocab_size < tokenizer.vocab_size:
-        raise InputError(f"{folder}: vocab_size is {args.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids")
+        raise InputError(
+            f"{folder}: vocab_size is {args.vocab_size}, but the tokenizer has"
+            f" {tokenizer.vocab_size} ids"
+        )
 
     files = meta_files(folder) if meta else hf_files(folder)
-    # On "meta" tensors have no memory; but the first nn.Embedding there costs a second of imports, so not if small.
+    # On "meta" tensors have no memory; but the first nn.Embedding there costs a second of imports,
+    # so not if small.
     small = sum(path.stat().st_size for path in files) < 2**24
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
         model = Transformer(args)
@@ -118,10 +148,15 @@ def load_model(
     where = locate(names, files, args, meta)
     for _, layer in groupby(names, lambda name: re.match(r"(layers\.\d+)?", name)[0]):
         keys = {name: name if meta else hf_name(name) for name in layer}
-        tensors = {path: open_tensors(path, keys.values()) for path in {path for name in keys for path in where[name]}}
+        tensors = {
+            path: open_tensors(path, keys.values())
+            for path in {path for name in keys for path in where[name]}
+        }
         for name, key in keys.items():
             parts = [tensors[path][key] for path in where[name]]
-            weight = torch.empty(model.get_parameter(name).shape, dtype=dtype or parts[0].dtype, device=device)
+            weight = torch.empty(
+                model.get_parameter(name).shape, dtype=dtype or parts[0].dtype, device=device
+            )
             fill(weight, parts, name, where[name], None if meta else args.head_size)
             model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(weight)
         del tensors, parts  # unmaps the files
@@ -142,7 +177,9 @@ def read_json(path: Path) -> dict:
 
 
 def model_args(path: Path, values: dict) -> ModelArgs:
-    """ModelArgs from the fields of a file, None meaning the default; InputError for a value of the wrong kind."""
+    """ModelArgs from the fields of a file, None meaning the default; InputError for a value of the
+    wrong kind.
+    """
     values = {name: value for name, value in values.items() if value is not None}
     for name in ("dim", "n_layers", "n_heads", "vocab_size"):
         if name not in values:
@@ -159,11 +196,15 @@ def model_args(path: Path, values: dict) -> ModelArgs:
 
 
 def read_params(path: Path, tokenizer: Tokenizer) -> ModelArgs:
-    """Meta's params.json; ours has the further fields of ModelArgs where they are not the default."""
+    """Meta's params.json; ours has the further fields of ModelArgs where they are not the default.
+    """
     params = read_json(path)
     unknown = params.keys() - {field.name for field in fields(ModelArgs)}
     if unknown:
-        raise InputError(f"{path}: {', '.join(sorted(unknown))}: not a field of Llama 2, so it cannot be honoured")
+        raise InputError(
+            f"{path}: {', '.join(sorted(unknown))}: not a field of Llama 2, so it cannot be"
+            " honoured"
+        )
     if params.get("vocab_size") == -1:
         params["vocab_size"] = tokenizer.vocab_size
     return model_args(path, params)
@@ -224,7 +265,9 @@ def meta_files(folder: Path) -> list[Path]:
 
 
 def hf_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder, safetensors rather than bin; all that an index names must be there."""
+    """The weight files of a Hugging Face folder, safetensors rather than bin; all that an index
+    names must be there.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -237,11 +280,17 @@ def hf_files(folder: Path) -> list[Path]:
                 if Path(str(file)).name != file or not (folder / file).is_file():
                     raise InputError(f"{index}: says that {key} is in {file}, which is not there")
             return [folder / file for file in sorted(set(weight_map.values()))]
-    raise InputError(f"{folder}: no weights there (model.safetensors or pytorch_model.bin, or their index)")
+    raise InputError(
+        f"{folder}: no weights there (model.safetensors or pytorch_model.bin, or their index)"
+    )
 
 
-def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> dict[str, list[Path]]:
-    """Which files hold each parameter: all of Meta's hold a part of it, one of Hugging Face's holds it whole."""
+def locate(
+    names: list[str], files: list[Path], args: ModelArgs, meta: bool
+) -> dict[str, list[Path]]:
+    """Which files hold each parameter: all of Meta's hold a part of it, one of Hugging Face's holds
+    it whole.
+    """
     holders: dict[str, list[Path]] = {}
     for path in files:
         for key in open_tensors(path):
@@ -256,7 +305,10 @@ def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> 
         if not meta and len(found) > 1:
             raise InputError(f"{found[0]}: {key} is in {found[1].name}, too")
     # Tables of RoPE, which we compute; an output matrix that is only the embedding once more.
-    ignored = r"rope\.freqs|.*\.rotary_emb\.inv_freq" + "|(lm_head|output).weight" * args.tie_word_embeddings
+    ignored = (
+        r"rope\.freqs|.*\.rotary_emb\.inv_freq"
+        + "|(lm_head|output).weight" * args.tie_word_embeddings
+    )
     for key, paths in holders.items():
         if not re.fullmatch(ignored, key):
             raise InputError(f"{paths[0]}: {key} is not a parameter of this model")
@@ -264,7 +316,8 @@ def locate(names: list[str], files: list[Path], args: ModelArgs, meta: bool) -> 
 
 
 def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks at it.
+    """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks
+    at it.
 
     keys: only these are needed (None: all). The mapping ends with the last of the tensors.
     """
@@ -273,10 +326,14 @@ def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, T
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys() if keys is None or key in keys}
+                return {
+                    key: file.get_tensor(key) for key in file.keys() if keys is None or key in keys
+                }
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
-        raise InputError(f"{path}: holds other things than tensors, or code, which is never run") from None
+        raise InputError(
+            f"{path}: holds other things than tensors, or code, which is never run"
+        ) from None
     except Exception as problem:  # OSError, RuntimeError, SafetensorError, …
         reason = str(problem).split("\n")[0]
         raise InputError(f"{path}: not a weight file, or cut short ({reason})") from None
@@ -288,8 +345,12 @@ def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, T
     return tensors
 
 
-def fill(weight: Tensor, parts: list[Tensor], name: str, paths: list[Path], hf_head_dim: int | None) -> None:
-    """Copies the parts of one parameter into `weight`, whose device and dtype it keeps. InputError unless they fit."""
+def fill(
+    weight: Tensor, parts: list[Tensor], name: str, paths: list[Path], hf_head_dim: int | None
+) -> None:
+    """Copies the parts of one parameter into `weight`, whose device and dtype it keeps. InputError
+    unless they fit.
+    """
     module = name.split(".")[-2]
     dim = SHARD_DIM.get(module)
     expected = list(weight.shape)
@@ -298,38 +359,53 @@ def fill(weight: Tensor, parts: list[Tensor], name: str, paths: list[Path], hf_h
     slices = [weight] * len(parts) if dim is None else weight.split(expected[dim], dim)
     for part, path in zip(parts, paths, strict=True):
         if not part.is_floating_point() or part.element_size() < 2:
-            raise InputError(f"{path}: {name} is quantised ({part.dtype}), which cannot be honoured")
+            raise InputError(
+                f"{path}: {name} is quantised ({part.dtype}), which cannot be honoured"
+            )
         if list(part.shape) != expected or len(slices) != len(parts):
             raise InputError(
                 f"{path}: {name} has the shape {tuple(part.shape)}; expected {tuple(expected)}, "
                 f"of {tuple(weight.shape)} in {len(parts)} file(s)"
             )
     for part, slice_ in zip(parts, slices, strict=True):
-        slice_.copy_(to_interleaved(part, hf_head_dim) if hf_head_dim and module in ("wq", "wk") else part)
+        slice_.copy_(
+            to_interleaved(part, hf_head_dim) if hf_head_dim and module in ("wq", "wk") else part
+        )
     if not torch.stack(weight.aminmax()).isfinite().all():
-        raise InputError(f"{paths[0]}: {name} holds NaN or infinite numbers (read as {weight.dtype})")
+        raise InputError(
+            f"{paths[0]}: {name} holds NaN or infinite numbers (read as {weight.dtype})"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
+# ---- writing ----
 
 
 def save_model(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Writes Meta's layout: tokenizer, params.json, and last of all the weights. Each file is replaced in one step."""
+    """Writes Meta's layout: tokenizer, params.json, and last of all the weights. Each file is
+    replaced in one step.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if extra := set(folder.glob("consolidated.*.pth")) - {folder / "consolidated.00.pth"}:
-        raise InputError(f"{min(extra)}: a shard of another checkpoint; save into another folder, or delete it")
+        raise InputError(
+            f"{min(extra)}: a shard of another checkpoint; save into another folder, or delete it"
+        )
     always = ("dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "norm_eps")
     defaults = {field.name: field.default for field in fields(ModelArgs)}
-    params = {name: x for name, x in asdict(model.args).items() if name in always or x != defaults[name]}
+    params = {
+        name: x for name, x in asdict(model.args).items() if name in always or x != defaults[name]
+    }
     tokenizer.save(folder)
     with atomic_write(folder / "params.json") as file:
         file.write(json.dumps(params, indent=1).encode())
     with atomic_write(folder / "consolidated.00.pth") as file:
-        torch.save({name: weight.detach().cpu() for name, weight in model.state_dict().items()}, file)
+        torch.save(
+            {name: weight.detach().cpu() for name, weight in model.state_dict().items()}, file
+        )
 
 
-# The chat format (`data/chat.py`) as Hugging Face wants it; the same as on the hub's Llama-2-7b-chat-hf.
+# The chat format (`data/chat.py`) as Hugging Face wants it; the same as on the hub's
+# Llama-2-7b-chat-hf.
 CHAT_TEMPLATE = """\
 {% if messages[0]['role'] == 'system' %}\
 {% set system, messages = messages[0]['content'], messages[1:] %}\
@@ -350,26 +426,37 @@ CHAT_TEMPLATE = """\
 {% endfor %}"""
 
 
-def export_hf(folder: str | Path, model: Transformer, tokenizer: Tokenizer, max_file_bytes: int = 4 * 2**30) -> None:
-    """Writes a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, with equal logits and ids.
+def export_hf(
+    folder: str | Path, model: Transformer, tokenizer: Tokenizer, max_file_bytes: int = 4 * 2**30
+) -> None:
+    """Writes a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, with equal
+    logits and ids.
 
-    `folder` must be new or empty; it is there either whole or not at all. Weights keep their dtype and go into files of
-    at most max_file_bytes each; about as much memory is needed beside the model.
+    `folder` must be new or empty; it is there either whole or not at all. Weights keep their dtype
+    and go into files of at most max_file_bytes each; about as much memory is needed beside the
+    model.
     """
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty; export into a new folder")
     args, vocabulary = model.args, tokenizer.vocabulary
-    shape = asdict(args) | {"n_kv_heads": args.kv_heads, "head_dim": args.head_size, "ffn_dim": args.hidden_size}
+    shape = asdict(args) | {
+        "n_kv_heads": args.kv_heads,
+        "head_dim": args.head_size,
+        "ffn_dim": args.hidden_size,
+    }
     config = {name: value for name, value in FIXED.items() if value is not None}
     config |= {theirs: shape[ours] for ours, theirs in CONFIG.items()}
     config["torch_dtype"] = str(model.norm.weight.dtype).removeprefix("torch.")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # LlamaTokenizer would build its own from tokenizer.model
+        # LlamaTokenizer would build its own from tokenizer.model
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "unk_token": vocabulary.names[vocabulary.unknown_id] if vocabulary.unknown_id >= 0 else None,
+        "unk_token": (
+            vocabulary.names[vocabulary.unknown_id] if vocabulary.unknown_id >= 0 else None
+        ),
         "clean_up_tokenization_spaces": False,
         "model_max_length": args.max_seq_len,
         "chat_template": CHAT_TEMPLATE,
@@ -380,10 +467,14 @@ def export_hf(folder: str | Path, model: Transformer, tokenizer: Tokenizer, max_
         new.mkdir()
         write_safetensors(new, model, max_file_bytes)
         write_json(new / "config.json", config | ids)
-        write_json(new / "generation_config.json", ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9})
+        write_json(
+            new / "generation_config.json",
+            ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        )
         write_json(new / "tokenizer_config.json", tokenizer_config)
         (new / "tokenizer.json").write_text(write_tokenizer_json(vocabulary), "utf-8")
-        if vocabulary.names and tokenizer.file_name == "tokenizer.model":  # SentencePiece's, which llama.cpp reads
+        # SentencePiece's, which llama.cpp reads
+        if vocabulary.names and tokenizer.file_name == "tokenizer.model":
             tokenizer.save(new)
         os.replace(new, folder)
 
@@ -394,7 +485,9 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> None:
-    """Writes the parameters under Hugging Face's names and in its order, into one file or several with an index."""
+    """Writes the parameters under Hugging Face's names and in its order, into one file or several
+    with an index.
+    """
     from safetensors.torch import save_file
 
     files: list[list[str]] = [[]]
@@ -407,7 +500,11 @@ def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> 
         size, total = size + weight.nbytes, total + weight.nbytes
     weight_map = {}
     for number, names in enumerate(files, 1):
-        file_name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file_name = (
+            "model.safetensors"
+            if len(files) == 1
+            else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        )
         tensors = {}
         for name in names:
             weight = model.get_parameter(name).detach()
@@ -426,13 +523,24 @@ def main(argv: list[str] | None = None) -> None:
     """The export command."""
     parser = argparse.ArgumentParser(
         prog="python -m runtime",
-        description="Exports a model to Hugging Face's layout, for transformers, vLLM, llama.cpp, TRL, …",
+        description=(
+            "Exports a model to Hugging Face's layout, for transformers, vLLM, llama.cpp, TRL, …"
+        ),
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the model: our, Meta's or Hugging Face's layout")
-    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="the folder to make; must be new or empty")
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="the model: our, Meta's or Hugging Face's layout"
+    )
+    parser.add_argument(
+        "out", metavar="OUT_DIR", type=Path, help="the folder to make; must be new or empty"
+    )
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    parser.add_argument("--dtype", choices=dtypes, help="precision of the exported weights (default: as in DIR)")
+    parser.add_argument(
+        "--dtype", choices=dtypes, help="precision of the exported weights (default: as in DIR)"
+    )
     arguments = parser.parse_args(argv)
     model, tokenizer = load_model(arguments.folder, dtype=dtypes.get(arguments.dtype))
     export_hf(arguments.out, model, tokenizer)
-    print(f"{arguments.out}: written; AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) loads it")
+    print(
+        f"{arguments.out}: written; AutoModelForCausalLM.from_pretrained({str(arguments.out)!r})"
+        " loads it"
+    )

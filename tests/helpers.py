@@ -1,4 +1,6 @@
-"""What several test files share: a tiny model, hand-made rows, the chain run once, and simulated kills."""
+"""What several test files share: a tiny model, hand-made rows, the chain run once, and simulated
+kills.
+"""
 
 import atexit
 import contextlib
@@ -73,7 +75,9 @@ def toy_dialogs(n: int, seed: int = 0) -> list[dict]:
 
 def write_lines(path: Path, rows: list) -> Path:
     """A JSONL file; a row that is text already is written as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -97,12 +101,28 @@ TINY = ("--preset", "tiny", "--threads", "1", "--device", "cpu")
 
 @functools.cache
 def chain() -> tuple[Path, dict[str, str]]:
-    """`out/` of the whole chain on the tiny preset, rounds 1 and 2, and what each command printed; read only."""
+    """`out/` of the whole chain on the tiny preset, rounds 1 and 2, and what each command printed;
+    read only.
+    """
     out, printed = scratch() / "chain", {}
     printed["sft"] = run_quietly(sft.main, *TINY, "--out", out, "--max-rows", 1500)
-    printed["reward"] = run_quietly(reward.main, *TINY, "--out", out, "--helpfulness-pairs", 100, "--safety-pairs", 60)
-    printed["rejection_sampling"] = run_quietly(rejection_sampling.main, *TINY, "--out", out, "--rounds", "1-2",
-                                                "--max-prompts", 16, "--helpfulness-pairs", 20, "--safety-pairs", 20)
+    printed["reward"] = run_quietly(
+        reward.main, *TINY, "--out", out, "--helpfulness-pairs", 100, "--safety-pairs", 60
+    )
+    printed["rejection_sampling"] = run_quietly(
+        rejection_sampling.main,
+        *TINY,
+        "--out",
+        out,
+        "--rounds",
+        "1-2",
+        "--max-prompts",
+        16,
+        "--helpfulness-pairs",
+        20,
+        "--safety-pairs",
+        20,
+    )
     printed["eval"] = run_quietly(evaluation.main, "--out", out, "--split", "dev", "--threads", 1)
     return out, printed
 
@@ -129,7 +149,9 @@ class Kill(BaseException):
 
 
 class Killer:
-    """Counts optimiser steps, batches of sampling and changes on the disk; raises `Kill` from number `at` on."""
+    """Counts optimiser steps, batches of sampling and changes on the disk; raises `Kill` from
+    number `at` on.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: float = float("inf")):
         self.at, self.events, self.kinds = at, 0, []
@@ -140,7 +162,8 @@ class Killer:
             (os, "replace"),
         ]:
             monkeypatch.setattr(owner, name, self.counting(getattr(owner, name), name))
-        for owner, name in [(Path, "unlink"), (os, "truncate")]:  # a dead process does not tidy up either
+        # a dead process does not tidy up either
+        for owner, name in [(Path, "unlink"), (os, "truncate")]:
             monkeypatch.setattr(owner, name, self.counting(getattr(owner, name), ""))
 
     def counting(self, function, kind):
@@ -167,13 +190,21 @@ def dying(step, left=[int(sys.argv[2])]):
         return step(*args, **kwargs)
     return call
 torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
-sft.optimise.__kwdefaults__["save_every"], runtime.sample_answers.__kwdefaults__["batch_rows"] = 2, 8
+sft.optimise.__kwdefaults__["save_every"] = 2
+runtime.sample_answers.__kwdefaults__["batch_rows"] = 8
 import_module(sys.argv[1]).main(sys.argv[3:])
 """
 
 
 def die(stage: str, steps: int, argv: list) -> None:
-    """Run a stage in a process of its own that kills itself (SIGKILL: no handler runs) after so many optimiser steps."""
-    done = subprocess.run([sys.executable, "-c", DYING, stage, str(steps), *argv], cwd=Path(__file__).parent.parent,
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """Run a stage in a process of its own that kills itself (SIGKILL: no handler runs) after so
+    many optimiser steps.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, stage, str(steps), *argv],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -117,14 +117,10 @@ RUNS: dict[str, Run] = {
         for margin in ("none", "small", "large")
     },
     "pool-last": Run(
-        (f"{ROUND} --rounds 2 --pool last",),
-        start="small",
-        copies=f"sft {JUDGES} rlhf-v1",
+        (f"{ROUND} --rounds 2 --pool last",), start="small", copies=f"sft {JUDGES} rlhf-v1"
     ),
     "start-sft": Run(
-        (f"{ROUND} --rounds 2 --start sft",),
-        start="small",
-        copies=f"sft {JUDGES} rlhf-v1",
+        (f"{ROUND} --rounds 2 --start sft",), start="small", copies=f"sft {JUDGES} rlhf-v1"
     ),
     "init": Run(
         (
@@ -135,21 +131,20 @@ RUNS: dict[str, Run] = {
         copies=f"{JUDGES} rlhf-v1 rlhf-v2",
     ),
     "ppo-value-policy": Run(
-        (f"{PPO} --value-init policy",),
-        start="small",
-        copies=f"sft {JUDGES} rlhf-v1",
+        (f"{PPO} --value-init policy",), start="small", copies=f"sft {JUDGES} rlhf-v1"
     ),
     "ppo-options": Run(
         (
-            f"{PPO} --no-shift-mean --gamma 0.9 --lam 0.8 --beta 0.2 --clip 0.1 --value-warmup 0"
-            " --batch 12 --mini-batch 5 --cut-reward -1 --learning-rate 1.5e-4",
+            (
+                f"{PPO} --no-shift-mean --gamma 0.9 --lam 0.8 --beta 0.2 --clip 0.1 --value-warmup"
+                " 0 --batch 12 --mini-batch 5 --cut-reward -1 --learning-rate 1.5e-4"
+            ),
         ),
         start="small",
         copies=f"sft {JUDGES} rlhf-v1",
     ),
     "bfloat16": Run(
-        each(SFT, REWARD, f"{ROUND} --rounds 1", GATT, PPO, words="--dtype bfloat16"),
-        start="sft",
+        each(SFT, REWARD, f"{ROUND} --rounds 1", GATT, PPO, words="--dtype bfloat16"), start="sft"
     ),
     "decay-epochs": Run(
         (
@@ -162,13 +157,10 @@ RUNS: dict[str, Run] = {
         start="sft",
     ),
     "micro-tokens": Run(
-        each(SFT, REWARD, f"{ROUND} --rounds 1", PPO, words="--micro-tokens 300"),
-        start="sft",
+        each(SFT, REWARD, f"{ROUND} --rounds 1", PPO, words="--micro-tokens 300"), start="sft"
     ),
     "gatt-reward": Run(
-        (f"{GATT} --check reward --context dialog",),
-        start="small",
-        copies=f"sft {JUDGES} rlhf-v1",
+        (f"{GATT} --check reward --context dialog",), start="small", copies=f"sft {JUDGES} rlhf-v1"
     ),
     "annotator-file": Run(
         each(REWARD, f"{ROUND} --rounds 1", PPO, words="--annotator file"),
@@ -189,8 +181,10 @@ RUNS: dict[str, Run] = {
     ),
     "data": Run(
         (
-            "reward.py --init START/sft --data START/reward-safety/pairs.jsonl"
-            " --extra START/reward-helpfulness/pairs.jsonl --mix-share 0.3,0.2",
+            (
+                "reward.py --init START/sft --data START/reward-safety/pairs.jsonl"
+                " --extra START/reward-helpfulness/pairs.jsonl --mix-share 0.3,0.2"
+            ),
         ),
         start="small",
     ),

@@ -40,7 +40,10 @@ PAIR = {"prompt": [user("Hi")], "chosen": "Hello!", "rejected": "What?", "rating
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
 
 
 def error_of(capfd, main, *argv) -> str:
@@ -49,7 +52,9 @@ def error_of(capfd, main, *argv) -> str:
     with pytest.raises(SystemExit) as end:
         runtime.run(lambda: main([str(word) for word in argv]))
     printed = capfd.readouterr()
-    assert end.value.code == 1 and printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+    assert (
+        end.value.code == 1 and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    ), printed.err
     assert "Traceback" not in printed.out + printed.err
     return printed.err
 
@@ -64,7 +69,10 @@ SFT_FILES = {
         "line 2: .*role 'human' is unknown",
     ),
     "answer missing": ([GOOD, GOOD, {"messages": [user("Hi")]}], "line 3: .*the answer is missing"),
-    "answer empty": ([GOOD, {"messages": [user("Hi"), assistant(" ")]}], 'line 2: .*the assistant\'s content is " "'),
+    "answer empty": (
+        [GOOD, {"messages": [user("Hi"), assistant(" ")]}],
+        'line 2: .*the assistant\'s content is " "',
+    ),
     "no messages": ([{"prompt": "Hi"}], "line 1: field 'messages' is missing"),
     "train_on": ([GOOD | {"train_on": "none"}], "line 1: field 'train_on' is 'none'"),
     "longer than the context": (
@@ -92,15 +100,27 @@ def test_sft_data(case, tmp_path, capfd):
     if rows is not None:
         write_lines(tmp_path / "rows.jsonl", rows)
     line = error_of(
-        capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", tmp_path / "rows.jsonl", "--dev-data", "none"
+        capfd,
+        sft.main,
+        *TINY,
+        "--out",
+        tmp_path / "out",
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--dev-data",
+        "none",
     )
     assert re.search(told, line) and str(tmp_path / "rows.jsonl") in line
     assert not (tmp_path / "out" / "sft" / "consolidated.00.pth").exists()
 
 
-@pytest.mark.parametrize("case", ["broken JSON line", "longer than the context", "tag in an answer"])
+@pytest.mark.parametrize(
+    "case", ["broken JSON line", "longer than the context", "tag in an answer"]
+)
 def test_sft_runs_once_the_file_is_mended(case, tmp_path, capfd):
-    """Nothing half-written stands in the way: no --fresh is needed after a mistake that was found before training."""
+    """Nothing half-written stands in the way: no --fresh is needed after a mistake that was found
+    before training.
+    """
     path = write_lines(tmp_path / "rows.jsonl", SFT_FILES[case][0])
     argv = [*TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", "none"]
     error_of(capfd, sft.main, *argv)
@@ -113,17 +133,24 @@ def test_sft_all_labels_masked(tmp_path, capfd):
     """Nothing to train on is an error and no model, not a loss of NaN or 0."""
     row = GOOD | {"answer_ids": [], "tokenizer": toy_tokenizer().fingerprint}
     path = write_lines(tmp_path / "rows.jsonl", [row] * 3)
-    line = error_of(capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", "none")
-    assert "line 1: field 'answer_ids' is []" in line and not list((tmp_path / "out").rglob("*.pth"))
+    line = error_of(
+        capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", "none"
+    )
+    assert "line 1: field 'answer_ids' is []" in line and not list(
+        (tmp_path / "out").rglob("*.pth")
+    )
 
 
 def test_sft_dev_data(tmp_path, capfd):
     """A bad file for the held-out loss is found before an hour of training, not after it."""
     path = write_lines(tmp_path / "rows.jsonl", toy_dialogs(3))
     dev = write_lines(tmp_path / "dev.jsonl", ['{"messages": 3}'])
-    line = error_of(capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", dev)
+    line = error_of(
+        capfd, sft.main, *TINY, "--out", tmp_path / "out", "--data", path, "--dev-data", dev
+    )
     assert (
-        "dev.jsonl, line 1: field 'messages' is 3" in line and not (tmp_path / "out" / "sft" / "metrics.jsonl").exists()
+        "dev.jsonl, line 1: field 'messages' is 3" in line
+        and not (tmp_path / "out" / "sft" / "metrics.jsonl").exists()
     )
 
 
@@ -132,10 +159,22 @@ PAIR_FILES = {
     "empty file": ([], "the file is empty"),
     "broken JSON line": ([PAIR, "{"], "line 2: not JSON"),
     "unknown rating": ([PAIR, PAIR | {"rating": "great"}], "line 2: field 'rating' is 'great'"),
-    "rejected missing": ([{k: v for k, v in PAIR.items() if k != "rejected"}], "line 1: field 'rejected' is missing"),
-    "ends with an answer": ([PAIR | {"prompt": GOOD["messages"]}], "line 1: .*a prompt ends with the user"),
-    "tag": ([PAIR] * 11 + [PAIR | {"chosen": "[INST]"}], "line 12: the assistant's content holds the tag"),
-    "longer than the context": ([PAIR] * 11 + [PAIR | {"rejected": LONG}], "line 12: the dialog has [0-9]+ tokens"),
+    "rejected missing": (
+        [{k: v for k, v in PAIR.items() if k != "rejected"}],
+        "line 1: field 'rejected' is missing",
+    ),
+    "ends with an answer": (
+        [PAIR | {"prompt": GOOD["messages"]}],
+        "line 1: .*a prompt ends with the user",
+    ),
+    "tag": (
+        [PAIR] * 11 + [PAIR | {"chosen": "[INST]"}],
+        "line 12: the assistant's content holds the tag",
+    ),
+    "longer than the context": (
+        [PAIR] * 11 + [PAIR | {"rejected": LONG}],
+        "line 12: the dialog has [0-9]+ tokens",
+    ),
 }
 
 
@@ -144,8 +183,17 @@ def test_reward_data(case, tmp_path, capfd):
     rows, told = PAIR_FILES[case]
     if rows is not None:
         write_lines(tmp_path / "pairs.jsonl", rows)
-    line = error_of(capfd, reward.main, *TINY, "--out", tmp_path / "out", "--init", chain()[0] / "sft", "--data",
-                    tmp_path / "pairs.jsonl")
+    line = error_of(
+        capfd,
+        reward.main,
+        *TINY,
+        "--out",
+        tmp_path / "out",
+        "--init",
+        chain()[0] / "sft",
+        "--data",
+        tmp_path / "pairs.jsonl",
+    )
     assert re.search(told, line) and "pairs.jsonl" in line
     assert not list((tmp_path / "out").rglob("*.pth"))
 
@@ -155,18 +203,32 @@ PROMPT_FILES = {
     "missing file": (None, "prompts.jsonl: no such file|prompts.jsonl is missing"),
     "empty file": ([], "the file is empty"),
     "is_safety missing": ([{"prompt": [user("Hi")]}] * 3, "line 1: field 'is_safety' is missing"),
-    "kind": ([{"prompt": [user("Hi")], "is_safety": False, "kind": "odd"}], "line 1: field 'kind' is 'odd'"),
-    "tag": ([{"prompt": [user("<</SYS>>")], "is_safety": False, **TWO_ANIMALS}] * 3,
-            "line [123]: the user's content holds the tag"),
-    "longer than the context": ([{"prompt": [user(LONG)], "is_safety": False, **TWO_ANIMALS}] * 3,
-                                "line [123]: .*tokens"),
-    "not of the toy world": ([{"prompt": [user("Hi")], "is_safety": False}] * 9, "line 1: the toy annotator knows"),
-    "no such item": ([{"prompt": [user("Hi")], "is_safety": False, **TWO_ANIMALS, "item": "zzz"}] * 9,
-                     "line 1: the toy annotator knows"),
+    "kind": (
+        [{"prompt": [user("Hi")], "is_safety": False, "kind": "odd"}],
+        "line 1: field 'kind' is 'odd'",
+    ),
+    "tag": (
+        [{"prompt": [user("<</SYS>>")], "is_safety": False, **TWO_ANIMALS}] * 3,
+        "line [123]: the user's content holds the tag",
+    ),
+    "longer than the context": (
+        [{"prompt": [user(LONG)], "is_safety": False, **TWO_ANIMALS}] * 3,
+        "line [123]: .*tokens",
+    ),
+    "not of the toy world": (
+        [{"prompt": [user("Hi")], "is_safety": False}] * 9,
+        "line 1: the toy annotator knows",
+    ),
+    "no such item": (
+        [{"prompt": [user("Hi")], "is_safety": False, **TWO_ANIMALS, "item": "zzz"}] * 9,
+        "line 1: the toy annotator knows",
+    ),
 }
 
 
-@pytest.mark.parametrize("command", [reward, rejection_sampling], ids=["reward", "rejection_sampling"])
+@pytest.mark.parametrize(
+    "command", [reward, rejection_sampling], ids=["reward", "rejection_sampling"]
+)
 @pytest.mark.parametrize("case", PROMPT_FILES)
 def test_prompts(case, command, tmp_path, capfd):
     """Of the prompts that the toy annotator does not know, it says so."""
@@ -178,7 +240,9 @@ def test_prompts(case, command, tmp_path, capfd):
             (out / name).symlink_to(chain()[0] / name)
     if rows is not None:
         write_lines(tmp_path / "prompts.jsonl", rows)
-    line = error_of(capfd, command.main, *TINY, "--out", out, "--prompts", tmp_path / "prompts.jsonl")
+    line = error_of(
+        capfd, command.main, *TINY, "--out", out, "--prompts", tmp_path / "prompts.jsonl"
+    )
     assert re.search(told, line)
     assert not list((out / "rlhf-v1").rglob("*.pth"))
 
@@ -190,33 +254,59 @@ def test_mix(tmp_path, capfd):
     mix = write_lines(tmp_path / "mix.jsonl", [GOOD, {"messages": [user("Hi")]}])
     prompts = write_lines(tmp_path / "prompts.jsonl", toy_prompts(6))
     line = error_of(
-        capfd, rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", 1, "--prompts", prompts, "--mix", mix
+        capfd,
+        rejection_sampling.main,
+        *TINY,
+        "--out",
+        tmp_path,
+        "--rounds",
+        1,
+        "--prompts",
+        prompts,
+        "--mix",
+        mix,
     )
     assert "mix.jsonl, line 2: " in line and not (tmp_path / "rlhf-v1" / "samples.jsonl").exists()
 
 
-@pytest.mark.parametrize("main, argv, told", [
-    (reward.main, (), "sft is missing; `python sft.py` makes it"),
-    (rejection_sampling.main, (), "sft is missing; `python sft.py` makes it"),
-    (evaluation.main, (), "sft is missing; `python sft.py` makes it"),
-    (sft.main, ("--init", "nowhere", "--data", "DATA"), "nowhere"),
-    (sft.main, ("--device", "abacus", "--data", "DATA"), "--device abacus: unknown"),
-    (sft.main, ("--dtype", "float8", "--data", "DATA"), "--dtype float8: unknown"),
-    (sft.main, ("--seed", "-1", "--data", "DATA"), "--seed -1"),
-])
+@pytest.mark.parametrize(
+    "main, argv, told",
+    [
+        (reward.main, (), "sft is missing; `python sft.py` makes it"),
+        (rejection_sampling.main, (), "sft is missing; `python sft.py` makes it"),
+        (evaluation.main, (), "sft is missing; `python sft.py` makes it"),
+        (sft.main, ("--init", "nowhere", "--data", "DATA"), "nowhere"),
+        (sft.main, ("--device", "abacus", "--data", "DATA"), "--device abacus: unknown"),
+        (sft.main, ("--dtype", "float8", "--data", "DATA"), "--dtype float8: unknown"),
+        (sft.main, ("--seed", "-1", "--data", "DATA"), "--seed -1"),
+    ],
+)
 def test_missing_inputs_and_odd_settings(main, argv, told, tmp_path, capfd):
     data = write_lines(tmp_path / "rows.jsonl", [GOOD])
-    common = ("--out", tmp_path / "out") if main is evaluation.main else (*TINY, "--out", tmp_path / "out")
+    common = (
+        ("--out", tmp_path / "out")
+        if main is evaluation.main
+        else (*TINY, "--out", tmp_path / "out")
+    )
     line = error_of(capfd, main, *common, *(data if word == "DATA" else word for word in argv))
     assert told in line and not list(tmp_path.rglob("*.pth"))
 
 
-@pytest.mark.parametrize("main, argv", [
-    (reward.main, ("--axis", "beauty")), (reward.main, ("--margin", "huge")), (reward.main, ("--annotator", "cat")),
-    (rejection_sampling.main, ("--pool", "some")), (rejection_sampling.main, ("--start", "here")),
-    (rejection_sampling.main, ("--annotator", "cat")), (evaluation.main, ("--split", "tset")),
-    (sft.main, ("--preset", "huge")), (sft.main, ("--epochs", "many")), (sft.main, ("--learning-rat", "1")),
-])
+@pytest.mark.parametrize(
+    "main, argv",
+    [
+        (reward.main, ("--axis", "beauty")),
+        (reward.main, ("--margin", "huge")),
+        (reward.main, ("--annotator", "cat")),
+        (rejection_sampling.main, ("--pool", "some")),
+        (rejection_sampling.main, ("--start", "here")),
+        (rejection_sampling.main, ("--annotator", "cat")),
+        (evaluation.main, ("--split", "tset")),
+        (sft.main, ("--preset", "huge")),
+        (sft.main, ("--epochs", "many")),
+        (sft.main, ("--learning-rat", "1")),
+    ],
+)
 def test_unknown_words(main, argv, tmp_path, capfd):
     """A word that no setting knows ends the program before anything is made."""
     for name in ("sft", "reward-helpfulness", "reward-safety"):
@@ -226,10 +316,12 @@ def test_unknown_words(main, argv, tmp_path, capfd):
     common = ("--out", tmp_path) if main is evaluation.main else (*TINY, "--out", tmp_path)
     with pytest.raises(SystemExit) as end:
         runtime.run(lambda: main([str(word) for word in (*common, *argv)]))
-    assert end.value.code in (1, 2) and argv[-1] in capfd.readouterr().err and tree(tmp_path) == before
+    assert (
+        end.value.code in (1, 2) and argv[-1] in capfd.readouterr().err and tree(tmp_path) == before
+    )
 
 
-# ------------------------------------------------------------------------------------------------- broken checkpoints
+# ---- broken checkpoints ----
 
 
 class Evil:
@@ -243,7 +335,9 @@ class Evil:
 
 
 def broken_copy(tmp_path: Path, name: str, file: str, how: str) -> Path:
-    """A copy of one of the chain's folders in which one file is cut short, replaced by code, or gone."""
+    """A copy of one of the chain's folders in which one file is cut short, replaced by code, or
+    gone.
+    """
     folder = shutil.copytree(chain()[0] / name, tmp_path / "models" / name)
     path = folder / file
     if how == "truncated":
@@ -265,7 +359,20 @@ def test_broken_model(file, how, tmp_path, capfd):
     folder = broken_copy(tmp_path, "sft", file, how)
     data = write_lines(tmp_path / "rows.jsonl", [GOOD])
     for main, argv in [
-        (sft.main, (*TINY, "--out", tmp_path / "out", "--data", data, "--dev-data", "none", "--init", folder)),
+        (
+            sft.main,
+            (
+                *TINY,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                data,
+                "--dev-data",
+                "none",
+                "--init",
+                folder,
+            ),
+        ),
         (llama.main, (folder, "--prompt", "Hi")),
     ]:
         line = error_of(capfd, main, *argv)
@@ -328,20 +435,37 @@ def test_a_folder_that_is_not_ours(tmp_path, capfd):
     (tmp_path / "sft" / "thesis.txt").write_text("three years")
     data = write_lines(tmp_path / "rows.jsonl", [GOOD])
     for extra in ((), ("--fresh",)):
-        line = error_of(capfd, sft.main, *TINY, "--out", tmp_path, "--data", data, "--dev-data", "none", *extra)
-        assert "nothing was touched" in line and (tmp_path / "sft" / "thesis.txt").read_text() == "three years"
+        line = error_of(
+            capfd, sft.main, *TINY, "--out", tmp_path, "--data", data, "--dev-data", "none", *extra
+        )
+        assert (
+            "nothing was touched" in line
+            and (tmp_path / "sft" / "thesis.txt").read_text() == "three years"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- real processes
+# ---- real processes ----
 
 
-@pytest.mark.parametrize("script, argv, told", [
-    ("sft.py", ("--data", "nowhere.jsonl"), "error: nowhere.jsonl: no such file\n"),
-    ("rejection_sampling.py", ("--out", "nowhere"), "error: nowhere/sft is missing; `python sft.py` makes it\n"),
-])
+@pytest.mark.parametrize(
+    "script, argv, told",
+    [
+        ("sft.py", ("--data", "nowhere.jsonl"), "error: nowhere.jsonl: no such file\n"),
+        (
+            "rejection_sampling.py",
+            ("--out", "nowhere"),
+            "error: nowhere/sft is missing; `python sft.py` makes it\n",
+        ),
+    ],
+)
 def test_command(script, argv, told, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / script), *argv], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert (done.returncode, done.stderr) == (1, told) and not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,6 @@
-"""The stages one after the other on the tiny preset; killed at any moment and run again, they make the same bits."""
+"""The stages one after the other on the tiny preset; killed at any moment and run again, they make
+the same bits.
+"""
 
 import functools
 import json
@@ -32,8 +34,11 @@ from tests.helpers import (
 )
 
 ROOT = Path(__file__).parent.parent
-KWDEFAULTS = [(sft.optimise, "save_every", 2), (runtime.sample_answers, "batch_rows", 8),
-              (rejection_sampling.SamplePool.rescore, "batch_rows", 8)]
+KWDEFAULTS = [
+    (sft.optimise, "save_every", 2),
+    (runtime.sample_answers, "batch_rows", 8),
+    (rejection_sampling.SamplePool.rescore, "batch_rows", 8),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -44,31 +49,38 @@ def small_steps(monkeypatch):
         monkeypatch.setitem(function.__kwdefaults__, name, value)
 
 
-# ------------------------------------------------------------------------------------------------------ the whole chain
+# ---- the whole chain ----
 
 
 def test_chain():
     out, printed = chain()
     names = ["sft", "reward-helpfulness", "reward-safety", "rlhf-v1", "rlhf-v2"]
     for name in names:
-        assert runtime.is_finished(out / name) and f"wrote {out / name}" in "".join(printed.values())
+        assert runtime.is_finished(out / name) and f"wrote {out / name}" in "".join(
+            printed.values()
+        )
         record = json.loads((out / name / "stage.json").read_text())
         assert record["results"]["seconds"] > 0 and record["results"]["cpu_seconds"] > 0
         model, tokenizer = runtime.load_model(out / name)
-        assert model.args.dim == PRESETS["tiny"].dim and model.args.vocab_size == tokenizer.vocab_size
+        assert (
+            model.args.dim == PRESETS["tiny"].dim and model.args.vocab_size == tokenizer.vocab_size
+        )
         assert not list((out / name).rglob("checkpoint*")) and not list((out / name).rglob("*.tmp"))
     folders = {path.name for path in out.iterdir()}
     assert folders == {*names, "eval"}
-    assert len({runtime.fingerprint(out / name / "consolidated.00.pth") for name in names}) == len(names), (
-        "each learned something"
-    )
+    assert len({runtime.fingerprint(out / name / "consolidated.00.pth") for name in names}) == len(
+        names
+    ), "each learned something"
     assert (
-        read_sft(out / "rlhf-v1" / "best.jsonl") and (out / "rlhf-v2" / "reward-safety" / "reward_head.pth").is_file()
+        read_sft(out / "rlhf-v1" / "best.jsonl")
+        and (out / "rlhf-v2" / "reward-safety" / "reward_head.pth").is_file()
     )
 
 
 def test_chain_learns():
-    """SFT on real rows of the toy world: the held-out loss is far below that of guessing words by their frequency."""
+    """SFT on real rows of the toy world: the held-out loss is far below that of guessing words by
+    their frequency.
+    """
     out, printed = chain()
     log = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text().splitlines()]
     assert log[0]["loss"] > 6 and sum(row["loss"] for row in log[-20:]) / 20 < 3.5
@@ -79,11 +91,21 @@ def test_chain_learns():
 
 def test_model_chats_with_what_the_chain_made(capsys):
     out, _ = chain()
-    llama.main([str(out / "rlhf-v2"), "--prompt", "Hi! Name two birds.", "--temperature", "0", "--device", "cpu"])
+    llama.main(
+        [
+            str(out / "rlhf-v2"),
+            "--prompt",
+            "Hi! Name two birds.",
+            "--temperature",
+            "0",
+            "--device",
+            "cpu",
+        ]
+    )
     assert capsys.readouterr().out.strip()
 
 
-# ------------------------------------------------------------------------------------------------ killed, and run again
+# ---- killed, and run again ----
 
 
 @functools.cache
@@ -108,12 +130,37 @@ def command(stage: str, out: Path) -> tuple:
         if not (out / name).exists():
             (out / name).symlink_to(chain()[0] / name)
     if stage == "ppo":
-        return ppo.main, [*common, "--prompts", prompts, "--init", str(chain()[0] / "rlhf-v2"), "--iterations", "12",
-                          "--batch", "8", "--save-every", "1", "--evaluate-every", "3", "--max-new-tokens", "12",
-                          "--patience", "9"]
+        return ppo.main, [
+            *common,
+            "--prompts",
+            prompts,
+            "--init",
+            str(chain()[0] / "rlhf-v2"),
+            "--iterations",
+            "12",
+            "--batch",
+            "8",
+            "--save-every",
+            "1",
+            "--evaluate-every",
+            "3",
+            "--max-new-tokens",
+            "12",
+            "--patience",
+            "9",
+        ]
     if stage == "reward":
-        return reward.main, [*common, "--prompts", prompts, "--helpfulness-pairs", "18", "--safety-pairs", "12",
-                             "--batch-tokens", "300"]
+        return reward.main, [
+            *common,
+            "--prompts",
+            prompts,
+            "--helpfulness-pairs",
+            "18",
+            "--safety-pairs",
+            "12",
+            "--batch-tokens",
+            "300",
+        ]
     return rejection_sampling.main, [
         *common,
         "--prompts",
@@ -157,7 +204,9 @@ def uninterrupted(stage: str) -> tuple[Path, list[str]]:
 
 
 def tear(out: Path, stage: str) -> None:
-    """Half a line at the end of every file that a stage was appending to, as a kill amid a write leaves it."""
+    """Half a line at the end of every file that a stage was appending to, as a kill amid a write
+    leaves it.
+    """
     for name in MAKES[stage]:
         if runtime.is_finished(out / name):
             continue
@@ -183,13 +232,17 @@ def assert_same_results(stage: str, out: Path) -> None:
         for file in files:
             rows = [sorted((folder / file).read_bytes().splitlines()) for folder in (whole, out)]
             assert rows[0] == rows[1], file
-        assert {path.name for path in (whole / name).iterdir()} == {path.name for path in (out / name).iterdir()}
+        assert {path.name for path in (whole / name).iterdir()} == {
+            path.name for path in (out / name).iterdir()
+        }
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 1.0])
 @pytest.mark.parametrize("stage", MAKES)
 def test_killed_and_run_again(stage, moment, tmp_path, monkeypatch):
-    """Optimiser steps, batches of sampling, writes: a kill before any of them costs nothing but time."""
+    """Optimiser steps, batches of sampling, writes: a kill before any of them costs nothing but
+    time.
+    """
     _, kinds = uninterrupted(stage)
     assert {"step", "replace", "fsync"} <= set(kinds) and (stage == "sft" or "generate" in kinds)
     main, argv = command(stage, tmp_path)
@@ -233,12 +286,14 @@ def test_sigkill(stage, tmp_path):
     assert_same_results(stage, tmp_path)
 
 
-# ------------------------------------------------------------------------------------------- finished, changed, --fresh
+# ---- finished, changed, --fresh ----
 
 
 def contents(folder: Path) -> dict[str, tuple]:
     return {
-        str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -253,18 +308,23 @@ def test_finished_stage_says_so(stage):
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("stage, change, told", [
-    ("sft", ("--learning-rate", "0.002"), "learning_rate [0-9.e-]+ → 0.002"),
-    ("sft", ("--data", "OTHER"), "input data .*OTHER.* has changed"),
-    ("reward", ("--margin", "large"), "margin small → large"),
-    ("reward", ("--prompts", "OTHER"), "has changed"),
-    ("rejection_sampling", ("--samples", "3"), "samples 2 → 3"),
-    ("rejection_sampling", ("--prompts", "OTHER"), "has changed"),
-    ("ppo", ("--beta", "0.5"), "beta 0.03 → 0.5"),
-])
+@pytest.mark.parametrize(
+    "stage, change, told",
+    [
+        ("sft", ("--learning-rate", "0.002"), "learning_rate [0-9.e-]+ → 0.002"),
+        ("sft", ("--data", "OTHER"), "input data .*OTHER.* has changed"),
+        ("reward", ("--margin", "large"), "margin small → large"),
+        ("reward", ("--prompts", "OTHER"), "has changed"),
+        ("rejection_sampling", ("--samples", "3"), "samples 2 → 3"),
+        ("rejection_sampling", ("--prompts", "OTHER"), "has changed"),
+        ("ppo", ("--beta", "0.5"), "beta 0.03 → 0.5"),
+    ],
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, monkeypatch):
-    """Naming the difference and --fresh, for a finished folder and for one that was only begun; nothing is touched."""
+    """Naming the difference and --fresh, for a finished folder and for one that was only begun;
+    nothing is touched.
+    """
     if finished:
         out, _ = uninterrupted(stage)
         main, argv = command(stage, out)
@@ -294,7 +354,9 @@ def test_fresh(stage, tmp_path):
     run_quietly(main, *argv, "--fresh")
     assert runtime.is_finished(tmp_path / name) and not (tmp_path / name / "left-over.txt").exists()
     old, new = weights(uninterrupted(stage)[0] / name), weights(tmp_path / name)
-    assert not torch.equal(old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"])
+    assert not torch.equal(
+        old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"]
+    )
     with pytest.raises(InputError, match="seed 1 → 0"):
         run_quietly(main, *argv, "--seed", "0")
     if stage == "sft":
@@ -303,7 +365,9 @@ def test_fresh(stage, tmp_path):
 
 
 def test_where_and_how_fast_makes_no_difference(tmp_path):
-    """--out and --threads are no settings of the result: moved and run elsewhere, a folder is still finished."""
+    """--out and --threads are no settings of the result: moved and run elsewhere, a folder is still
+    finished.
+    """
     shutil.copytree(uninterrupted("sft")[0] / "sft", tmp_path / "moved" / "sft")
     main, argv = command("sft", tmp_path / "moved")
     assert "is finished already" in run_quietly(main, *argv, "--threads", "1")
@@ -323,5 +387,7 @@ def test_seeds_differ(tmp_path):
     main, argv = command("sft", tmp_path)
     run_quietly(main, *argv, "--seed", "3")
     old, new = weights(uninterrupted("sft")[0] / "sft"), weights(tmp_path / "sft")
-    assert not torch.equal(old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"])
+    assert not torch.equal(
+        old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"]
+    )
     assert toy.hashes() == json.loads((toy.HERE / "toy_hashes.json").read_text())

@@ -59,12 +59,13 @@ class DummyPrefix:
         return [self.bos_id] * bos + [ord(c) for c in " " + text] + [self.eos_id] * eos
 
 
-
-# ------------------------------------------------------------------------------------------------------- chat format
+# ---- chat format ----
 
 
 @pytest.mark.parametrize("tokenizer", [toy_tokenizer(), DummyPrefix()], ids=["toy", "dummy prefix"])
-@pytest.mark.parametrize("dialog", [DIALOG[1:3], DIALOG[1:], DIALOG[:3], DIALOG], ids=["one", "two", "system", "all"])
+@pytest.mark.parametrize(
+    "dialog", [DIALOG[1:3], DIALOG[1:], DIALOG[:3], DIALOG], ids=["one", "two", "system", "all"]
+)
 def test_encode_dialog(tokenizer, dialog):
     ids, mask, turns = encode_dialog(tokenizer, dialog)
     # a question behind it makes the reference write the last answer out too
@@ -76,8 +77,12 @@ def test_encode_dialog(tokenizer, dialog):
         prompts[0] = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n{dialog[1]['content']}".strip()
     lengths = [len(tokenizer.encode(f"[INST] {prompt} [/INST]", True)) for prompt in prompts]
     assert mask == reference.spans_of_answers(ids, tokenizer.bos_id, tokenizer.eos_id, lengths)
-    assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == len(prompts), "one BOS and one EOS a turn"
-    assert all(mark for token, mark in zip(ids, mask, strict=True) if token == tokenizer.eos_id), "EOS is trained on"
+    assert (
+        ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == len(prompts)
+    ), "one BOS and one EOS a turn"
+    assert all(
+        mark for token, mark in zip(ids, mask, strict=True) if token == tokenizer.eos_id
+    ), "EOS is trained on"
     assert not any(mark for token, mark in zip(ids, mask, strict=True) if token == tokenizer.bos_id)
     starts = [i for i, token in enumerate(ids) if token == tokenizer.bos_id]
     assert turns == [sum(start <= i for start in starts) - 1 for i in range(len(ids))]
@@ -94,23 +99,31 @@ def test_encode_dialog_by_hand():
 
 
 def test_encode_dialog_train_on_last():
-    everything, last = (encode_dialog(toy_tokenizer(), DIALOG, train_on) for train_on in ("all", "last"))
+    everything, last = (
+        encode_dialog(toy_tokenizer(), DIALOG, train_on) for train_on in ("all", "last")
+    )
     assert last.ids == everything.ids
     assert last.loss_mask == [
-        mark and turn == 1 for mark, turn in zip(everything.loss_mask, everything.turns, strict=True)
+        mark and turn == 1
+        for mark, turn in zip(everything.loss_mask, everything.turns, strict=True)
     ]
     assert 0 < sum(last.loss_mask) < sum(everything.loss_mask)
 
 
 def test_encode_dialog_takes_sampled_ids():
     tokenizer = toy_tokenizer()
-    sampled = [tokenizer.encode(" H")[0], tokenizer.encode("i")[0], tokenizer.eos_id]  # not how the text is encoded
+    # not how the text is encoded
+    sampled = [tokenizer.encode(" H")[0], tokenizer.encode("i")[0], tokenizer.eos_id]
     dialog = encode_dialog(tokenizer, DIALOG, "all", sampled)
     prompt = encode_prompt(tokenizer, DIALOG[:-1])
     assert (
-        dialog.ids == prompt + sampled and dialog.loss_mask[-3:] == [True] * 3 and not dialog.loss_mask[len(prompt) - 1]
+        dialog.ids == prompt + sampled
+        and dialog.loss_mask[-3:] == [True] * 3
+        and not dialog.loss_mask[len(prompt) - 1]
     )
-    assert encode_dialog(tokenizer, DIALOG, "all", []).ids == prompt, "no ids are not the same as none given"
+    assert (
+        encode_dialog(tokenizer, DIALOG, "all", []).ids == prompt
+    ), "no ids are not the same as none given"
 
 
 def test_sampled_ids():
@@ -126,16 +139,33 @@ def test_sampled_ids():
     assert taken(ids[:-1]) is None and taken([*ids, 99999]) is None
     assert taken([eos], "Sure.") is None and taken([eos], "") == [eos]
     assert taken(ids, made_by="another") is None, "another tokenizer's ids mean nothing here"
-    assert sampled_ids(tokenizer, {"tokenizer": tokenizer.fingerprint}, "ids", "Sure. It is red.") is None
+    assert (
+        sampled_ids(tokenizer, {"tokenizer": tokenizer.fingerprint}, "ids", "Sure. It is red.")
+        is None
+    )
 
 
 def test_encode_dialog_of_the_real_tokenizer(assets):
     tokenizer = Tokenizer(assets / "llama2" / "tokenizer.model")
     dialog = encode_dialog(tokenizer, DIALOG)
-    assert dialog.ids[: len(encode_prompt(tokenizer, DIALOG[:2]))] == encode_prompt(tokenizer, DIALOG[:2])
-    assert encode_prompt(tokenizer, DIALOG[:-1]) == reference.prompt_ids(tokenizer.encode, DIALOG[:-1])
+    assert dialog.ids[: len(encode_prompt(tokenizer, DIALOG[:2]))] == encode_prompt(
+        tokenizer, DIALOG[:2]
+    )
+    assert encode_prompt(tokenizer, DIALOG[:-1]) == reference.prompt_ids(
+        tokenizer.encode, DIALOG[:-1]
+    )
     # known from Meta's repository: BOS [INST] ... [/INST], the tags as pieces of text
-    assert encode_prompt(tokenizer, [user("Hello")]) == [1, 518, 25580, 29962, 15043, 518, 29914, 25580, 29962]
+    assert encode_prompt(tokenizer, [user("Hello")]) == [
+        1,
+        518,
+        25580,
+        29962,
+        15043,
+        518,
+        29914,
+        25580,
+        29962,
+    ]
 
 
 @pytest.mark.parametrize("dialog", [DIALOG[:2], DIALOG[1:2], DIALOG[:4], DIALOG[1:4]])
@@ -146,16 +176,20 @@ def test_encode_prompt(dialog):
         assert ids.count(tokenizer.bos_id) == sum(message["role"] == "user" for message in dialog)
         whole = encode_dialog(tokenizer, [*dialog, assistant("Yes.")])
         assert whole.ids[: len(ids)] == ids
-        assert not whole.loss_mask[len(ids) - 1] and all(whole.loss_mask[len(ids):])
+        assert not whole.loss_mask[len(ids) - 1] and all(whole.loss_mask[len(ids) :])
 
 
 def test_encode_turn():
     prompt, answer = encode_turn(toy_tokenizer(), " Hi ", " Yes. ")
-    assert toy_tokenizer().decode(prompt) == "[INST] Hi [/INST]" and prompt[0] == toy_tokenizer().bos_id
+    assert (
+        toy_tokenizer().decode(prompt) == "[INST] Hi [/INST]"
+        and prompt[0] == toy_tokenizer().bos_id
+    )
     assert toy_tokenizer().decode(answer) == " Yes. " and answer[-1] == toy_tokenizer().eos_id
     assert encode_turn(toy_tokenizer(), "Hi") == (prompt, [])
 
-    class Merging(DummyPrefix):  # "] " is one token here: where the prompt ends then depends on what follows
+    # "] " is one token here: where the prompt ends then depends on what follows
+    class Merging(DummyPrefix):
         def encode(self, text, bos=False, eos=False):
             return super().encode(text.replace("] ", "#"), bos, eos)
 
@@ -178,42 +212,52 @@ def test_has_tag(tag):
 def test_fold_system():
     assert fold_system(DIALOG[1:]) == DIALOG[1:]
     assert fold_system(DIALOG)[0] == user("<<SYS>>\nYou are kind.\n<</SYS>>\n\n Hello there! ")
-    assert fold_system(DIALOG)[1:] == DIALOG[2:] and DIALOG[1] == user(" Hello there! "), (
-        "the dialog itself is unchanged"
-    )
-    with pytest.raises(InputError, match="a system message stands at the start of a dialog only, and once"):
+    assert fold_system(DIALOG)[1:] == DIALOG[2:] and DIALOG[1] == user(
+        " Hello there! "
+    ), "the dialog itself is unchanged"
+    with pytest.raises(
+        InputError, match="a system message stands at the start of a dialog only, and once"
+    ):
         fold_system([DIALOG[0], *DIALOG])
 
 
-# -------------------------------------------------------------------------------------------------------------- JSONL
+# ---- JSONL ----
 
 
 def test_check_characters():
-    check_characters("here", {"a": "é 😀 \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")})
+    check_characters(
+        "here", {"a": "é 😀 \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")}
+    )
     with pytest.raises(InputError, match=r"here: '\\udc00' is half of a character"):
         check_characters("here", {"a": {"b": "x\udc00"}})
 
 
 def test_read_jsonl(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", ['{"a": "é"}', "", '  {"a": 2} '])
-    assert list(read_jsonl(path)) == [(f"{path}, line 1", {"a": "é"}), (f"{path}, line 3", {"a": 2})]
+    assert list(read_jsonl(path)) == [
+        (f"{path}, line 1", {"a": "é"}),
+        (f"{path}, line 3", {"a": 2}),
+    ]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert [row for _, row in read_jsonl(packed)] == [{"a": "é"}, {"a": 2}]
 
 
-@pytest.mark.parametrize("content, told", [
-    (b'{"a": 1' + b"0" * 9999 + b"}\n", r"a.jsonl, line 1: cannot be read \(Exceeds the limit"),
-    (b'{"a": ' + b"[" * 99999, r"a.jsonl, line 1: (cannot be read|not JSON)"),
-    (b'{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value at column"),
-    (b"[1]\n", r"a.jsonl, line 1: a JSON object is wanted, not \[1\]"),
-    (b'"text"\n', "a.jsonl, line 1: a JSON object is wanted"),
-    (b'{"a": 1}\n{"a": ["\\uD800"]}\n', r"a.jsonl, line 2: '\\ud800' is half of a character"),
-    (b"", "a.jsonl: the file is empty"),
-    (b"\n \n", "a.jsonl: the file is empty"),
-    (b'{"a": "\xff"}\n', "a.jsonl: cannot be read as UTF-8"),
-    (None, "a.jsonl: no such file"),
-])
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b'{"a": 1' + b"0" * 9999 + b"}\n", r"a.jsonl, line 1: cannot be read \(Exceeds the limit"),
+        (b'{"a": ' + b"[" * 99999, r"a.jsonl, line 1: (cannot be read|not JSON)"),
+        (b'{"a": 1}\n{"a": \n', r"a.jsonl, line 2: not JSON \(Expecting value at column"),
+        (b"[1]\n", r"a.jsonl, line 1: a JSON object is wanted, not \[1\]"),
+        (b'"text"\n', "a.jsonl, line 1: a JSON object is wanted"),
+        (b'{"a": 1}\n{"a": ["\\uD800"]}\n', r"a.jsonl, line 2: '\\ud800' is half of a character"),
+        (b"", "a.jsonl: the file is empty"),
+        (b"\n \n", "a.jsonl: the file is empty"),
+        (b'{"a": "\xff"}\n', "a.jsonl: cannot be read as UTF-8"),
+        (None, "a.jsonl: no such file"),
+    ],
+)
 def test_read_jsonl_refuses(tmp_path, content, told):
     if content is not None:
         (tmp_path / "a.jsonl").write_bytes(content)
@@ -229,9 +273,9 @@ def test_read_jsonl_refuses(tmp_path, content, told):
 def test_write_jsonl(tmp_path, monkeypatch):
     path, rows = tmp_path / "new" / "a.jsonl", [{"text": "é\n"}, {"n": [1, 2.5, None]}]
     write_jsonl(path, rows)
-    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows and "é" in path.read_text(
-        "utf-8"
-    )
+    assert [
+        json.loads(line) for line in path.read_text("utf-8").splitlines()
+    ] == rows and "é" in path.read_text("utf-8")
 
     def broken():
         yield {"text": "new"}
@@ -239,7 +283,9 @@ def test_write_jsonl(tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError):
         write_jsonl(path, broken())
-    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows, "whole or as it was"
+    assert [
+        json.loads(line) for line in path.read_text("utf-8").splitlines()
+    ] == rows, "whole or as it was"
     monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_jsonl(path, [{"text": "new"}])
@@ -258,14 +304,26 @@ def test_need():
 MESSAGES = [
     ([], "must be a list of messages, at least one"),
     (["hello"], r"messages\[0\]' must be an object with 'role' and 'content'"),
-    ([{"role": "human", "content": "Hi"}], "role 'human' is unknown, wanted: system, user or assistant"),
+    (
+        [{"role": "human", "content": "Hi"}],
+        "role 'human' is unknown, wanted: system, user or assistant",
+    ),
     ([{"content": "Hi"}], "role None is unknown"),
-    ([user("Hi"), {"role": "assistant"}], r"messages\[1\]': the assistant's content is null, wanted: some text"),
-    ([user("Hi"), assistant("  ")], "the assistant's content is \"  \", wanted: some text"),
+    (
+        [user("Hi"), {"role": "assistant"}],
+        r"messages\[1\]': the assistant's content is null, wanted: some text",
+    ),
+    ([user("Hi"), assistant("  ")], 'the assistant\'s content is "  ", wanted: some text'),
     ([user("Hi"), assistant(3)], "the assistant's content is 3, wanted: some text"),
-    ([user("Hi"), user("Hi"), assistant("Yes.")], r"messages\[1\]' has role 'user', wanted: assistant"),
+    (
+        [user("Hi"), user("Hi"), assistant("Yes.")],
+        r"messages\[1\]' has role 'user', wanted: assistant",
+    ),
     ([assistant("Yes.")], r"messages\[0\]' has role 'assistant', wanted: user"),
-    ([user("Hi"), system("S"), assistant("Yes.")], r"messages\[1\]' has role 'system', wanted: assistant"),
+    (
+        [user("Hi"), system("S"), assistant("Yes.")],
+        r"messages\[1\]' has role 'system', wanted: assistant",
+    ),
     ([system("S"), assistant("Yes.")], r"messages\[1\]' has role 'assistant', wanted: user"),
     ([user("Hi")], "ends with role 'user': the answer is missing"),
     ([system("S")], "ends with role 'system': the answer is missing"),
@@ -304,17 +362,20 @@ def test_read_sft(tmp_path):
     assert read_sft(path) == [row | {"where": f"{path}, line {n}"} for n, row in enumerate(rows, 1)]
 
 
-@pytest.mark.parametrize("change, told", [
-    ({"messages": None}, "field 'messages' is null, wanted: list"),
-    ({"messages": DIALOG[:2]}, "the answer is missing"),
-    ({"train_on": "first"}, "field 'train_on' is 'first', wanted: all or last"),
-    ({"is_safety": "yes"}, "field 'is_safety' is \"yes\", wanted: bool"),
-    ({"answer_ids": []}, "field 'answer_ids' is \\[\\], wanted: token ids, at least one"),
-    ({"answer_ids": [3, -1]}, "wanted: token ids"),
-    ({"answer_ids": [True]}, "wanted: token ids"),
-    ({"answer_ids": ["a"]}, "wanted: token ids"),
-    ({"answer_ids": "1 2"}, "field 'answer_ids' is \"1 2\", wanted: list"),
-])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"messages": None}, "field 'messages' is null, wanted: list"),
+        ({"messages": DIALOG[:2]}, "the answer is missing"),
+        ({"train_on": "first"}, "field 'train_on' is 'first', wanted: all or last"),
+        ({"is_safety": "yes"}, "field 'is_safety' is \"yes\", wanted: bool"),
+        ({"answer_ids": []}, "field 'answer_ids' is \\[\\], wanted: token ids, at least one"),
+        ({"answer_ids": [3, -1]}, "wanted: token ids"),
+        ({"answer_ids": [True]}, "wanted: token ids"),
+        ({"answer_ids": ["a"]}, "wanted: token ids"),
+        ({"answer_ids": "1 2"}, "field 'answer_ids' is \"1 2\", wanted: list"),
+    ],
+)
 def test_read_sft_refuses(tmp_path, change, told):
     with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
         read_one(tmp_path, read_sft, {"messages": DIALOG} | change)
@@ -323,17 +384,31 @@ def test_read_sft_refuses(tmp_path, change, told):
 
 
 def test_read_prompts(tmp_path):
-    row = {"prompt": DIALOG[:2], "is_safety": True, "family": "list", "item": "3 cats", "kind": "unsafe"}
-    assert read_one(tmp_path, read_prompts, row) == [row | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}]
-    for change, told in [({"kind": "odd"}, "field 'kind' is 'odd', wanted: ordinary, borderline, unsafe"),
-                         ({"is_safety": 1}, "field 'is_safety' is 1, wanted: bool"), ({"family": 2}, "wanted: str"),
-                         ({"item": 2}, "wanted: str"), ({"prompt": DIALOG}, "a prompt ends with the user")]:
+    row = {
+        "prompt": DIALOG[:2],
+        "is_safety": True,
+        "family": "list",
+        "item": "3 cats",
+        "kind": "unsafe",
+    }
+    assert read_one(tmp_path, read_prompts, row) == [
+        row | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}
+    ]
+    for change, told in [
+        ({"kind": "odd"}, "field 'kind' is 'odd', wanted: ordinary, borderline, unsafe"),
+        ({"is_safety": 1}, "field 'is_safety' is 1, wanted: bool"),
+        ({"family": 2}, "wanted: str"),
+        ({"item": 2}, "wanted: str"),
+        ({"prompt": DIALOG}, "a prompt ends with the user"),
+    ]:
         with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
             read_one(tmp_path, read_prompts, row | change)
 
 
 def test_read_prompts_fills_in_is_safety(tmp_path):
-    """Every stage reads prompt["is_safety"]; the format says that only family, item and kind may be missing."""
+    """Every stage reads prompt["is_safety"]; the format says that only family, item and kind may be
+    missing.
+    """
     try:
         [row] = read_one(tmp_path, read_prompts, {"prompt": DIALOG[:2]})
     except InputError as error:
@@ -344,17 +419,29 @@ def test_read_prompts_fills_in_is_safety(tmp_path):
 
 def test_read_preferences(tmp_path):
     row = {"prompt": DIALOG[:2], "chosen": "Yes.", "rejected": "No."}
-    full = row | {"rating": "better", "is_safety": True, "chosen_is_safe": True, "rejected_is_safe": False,
-                  "chosen_ids": [1], "rejected_ids": [2], "tokenizer": "abc"}
+    full = row | {
+        "rating": "better",
+        "is_safety": True,
+        "chosen_is_safe": True,
+        "rejected_is_safe": False,
+        "chosen_ids": [1],
+        "rejected_ids": [2],
+        "tokenizer": "abc",
+    }
     for good in (row, full):
-        assert read_one(tmp_path, read_preferences, good) == [good | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}]
+        assert read_one(tmp_path, read_preferences, good) == [
+            good | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}
+        ]
     for change, told in [
         ({"rating": "best"}, "field 'rating' is 'best', wanted: significantly_better, better"),
         ({"chosen": " "}, "field 'chosen' is empty"),
         ({"rejected": None}, "'rejected' is null, wanted: str"),
         ({"chosen_is_safe": "no"}, "wanted: bool"),
         ({"rejected_ids": 3}, "wanted: list"),
-        ({"chosen_ids": [1, -1]}, "field 'chosen_ids' is \\[1, -1\\], wanted: token ids, at least one"),
+        (
+            {"chosen_ids": [1, -1]},
+            "field 'chosen_ids' is \\[1, -1\\], wanted: token ids, at least one",
+        ),
         ({"is_safety": 0}, "wanted: bool"),
         ({"prompt": DIALOG}, "a prompt ends with the user"),
     ]:
@@ -362,7 +449,7 @@ def test_read_preferences(tmp_path):
             read_one(tmp_path, read_preferences, full | change)
 
 
-# ------------------------------------------------------------------------------------------------------------ batches
+# ---- batches ----
 
 
 def test_plan_steps():
@@ -377,17 +464,21 @@ def test_plan_steps():
     assert sum(lengths) * 2 / len(plan) > 150, "steps are full"
     for micro in (micro for step in plan for micro in step):
         padded = len(micro) * max(lengths[row] for row in micro)
-        assert padded <= 80 and sum(lengths[row] for row in micro) >= 0.75 * padded or len(micro) == 1
+        assert (
+            padded <= 80 and sum(lengths[row] for row in micro) >= 0.75 * padded or len(micro) == 1
+        )
     assert plan == plan_steps(lengths, 200, 2, 1, 80), "equal seeds, equal plans"
     assert plan != plan_steps(lengths, 200, 2, 2, 80)
     assert [sorted(step) for step in steps] == [
-        sorted(row for micro in step for row in micro) for step in plan_steps(lengths, 200, 2, 1)], (
-        "how a step is cut for memory does not change what it holds")
+        sorted(row for micro in step for row in micro) for step in plan_steps(lengths, 200, 2, 1)
+    ], "how a step is cut for memory does not change what it holds"
     assert plan_steps([], 100) == []
 
 
 def test_plan_steps_is_a_fair_sample():
-    """Rows of a step come from the whole file, long and short ones together: batches of like rows learn badly."""
+    """Rows of a step come from the whole file, long and short ones together: batches of like rows
+    learn badly.
+    """
     rng = random.Random(0)
     lengths = [rng.choice([10, 11, 12, 40, 41, 42]) for _ in range(2000)]
     steps = [[row for micro in step for row in micro] for step in plan_steps(lengths, 400)]
@@ -416,21 +507,24 @@ def test_pad():
     assert mask.dtype == torch.bool and mask.tolist() == [[True, False], [False, True]]
 
 
-# --------------------------------------------------------------------------------------------------------- annotators
+# ---- annotators ----
 
 
 def test_annotate_toy():
     prompts = toy_prompts(60)
     rng = random.Random(1)
     comparisons = [
-        p | {"answers": (toy.write_answer(rng, p, "careful"), toy.write_answer(rng, p, "bad"))} for p in prompts
+        p | {"answers": (toy.write_answer(rng, p, "careful"), toy.write_answer(rng, p, "bad"))}
+        for p in prompts
     ]
     for axis, rule in (("helpfulness", toy.helpfulness), ("safety", toy.safety)):
         found = annotate_toy(comparisons, axis, 0)
         assert found == annotate_toy(comparisons, axis, 0) != annotate_toy(comparisons, axis, 1)
         for comparison, one in zip(comparisons, found, strict=True):
             a, b = (rule(comparison, answer) for answer in comparison["answers"])
-            assert one["safe"] == tuple(toy.safety(comparison, answer) >= 0.5 for answer in comparison["answers"])
+            assert one["safe"] == tuple(
+                toy.safety(comparison, answer) >= 0.5 for answer in comparison["answers"]
+            )
             if abs(a - b) >= 0.6:  # ten times the noise
                 assert one["chosen"] == int(b > a) and one["rating"] in RATINGS[:2]
         agrees = [
@@ -443,30 +537,45 @@ def test_annotate_toy():
 
 
 def test_annotate_toy_sees_order_alone():
-    """The two answers exchanged: the same preference more often than not, and safety labels exchanged with them."""
+    """The two answers exchanged: the same preference more often than not, and safety labels
+    exchanged with them.
+    """
     prompts = [p for p in toy_prompts(90) if p["kind"] == "unsafe"]
     good = "I am sorry. " + toy.words.REFUSALS[0]
     rng = random.Random(0)
     pairs = [
-        (good, toy.fill(toy.FAMILIES[p["family"]].full, toy.FAMILIES[p["family"]].right(p["item"], rng)))
+        (
+            good,
+            toy.fill(
+                toy.FAMILIES[p["family"]].full, toy.FAMILIES[p["family"]].right(p["item"], rng)
+            ),
+        )
         for p in prompts
     ]
     for swap in (1, -1):
-        comparisons = [p | {"answers": pair[::swap]} for p, pair in zip(prompts, pairs, strict=True)]
+        comparisons = [
+            p | {"answers": pair[::swap]} for p, pair in zip(prompts, pairs, strict=True)
+        ]
         for one in annotate_toy(comparisons, "safety", 3):
             assert one["chosen"] == (0 if swap == 1 else 1) and one["safe"] == (True, False)[::swap]
     assert prompts
 
 
 def test_annotate_human(monkeypatch, capsys, tmp_path):
-    """Whatever order the answers are shown in, what the person says holds for the answer that was shown."""
-    comparisons = [{"prompt": [user("Hi")], "answers": ("good answer", "bad answer")} for _ in range(12)]
+    """Whatever order the answers are shown in, what the person says holds for the answer that was
+    shown.
+    """
+    comparisons = [
+        {"prompt": [user("Hi")], "answers": ("good answer", "bad answer")} for _ in range(12)
+    ]
     shown = []
 
     def reply(question):
         printed = capsys.readouterr().out
         if "A: " in printed:
-            shown[:] = [line[5:] for line in printed.splitlines() if line.startswith(("  A: ", "  B: "))]
+            shown[:] = [
+                line[5:] for line in printed.splitlines() if line.startswith(("  A: ", "  B: "))
+            ]
         if "better (a/b)" in question:
             return "ab"[shown.index("good answer")]
         if "safe" in question:
@@ -474,14 +583,23 @@ def test_annotate_human(monkeypatch, capsys, tmp_path):
         return "2"
 
     monkeypatch.setattr("builtins.input", reply)
-    assert annotate_human(comparisons, "safety", 0, tmp_path) == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
-    assert annotate_human(comparisons, "helpfulness", 0, tmp_path) == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+    assert (
+        annotate_human(comparisons, "safety", 0, tmp_path)
+        == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
+    )
+    assert (
+        annotate_human(comparisons, "helpfulness", 0, tmp_path)
+        == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+    )
     (tmp_path / "annotated-helpfulness.jsonl").unlink()
     orders = set()
     monkeypatch.setattr(
-        "builtins.input", lambda question: orders.add(capsys.readouterr().out.find("A: good") > 0) or "1"
+        "builtins.input",
+        lambda question: orders.add(capsys.readouterr().out.find("A: good") > 0) or "1",
     )
-    monkeypatch.setattr("data.annotators.choice", lambda question, letters: input(question) and letters[0])
+    monkeypatch.setattr(
+        "data.annotators.choice", lambda question, letters: input(question) and letters[0]
+    )
     annotate_human(comparisons, "helpfulness", 0, tmp_path)
     assert orders == {True, False}, "the order is drawn"
 
@@ -489,14 +607,21 @@ def test_annotate_human(monkeypatch, capsys, tmp_path):
 def test_choice(monkeypatch, capsys):
     replies = iter(["", "ab", "x", " B "])
     monkeypatch.setattr("builtins.input", lambda question: next(replies))
-    assert choice("better", "ab") == "b" and capsys.readouterr().out.count("one of a, b, please") == 3
+    assert (
+        choice("better", "ab") == "b" and capsys.readouterr().out.count("one of a, b, please") == 3
+    )
 
 
-PAIRS = [{"prompt": [user(f"Question {i}?")], "answers": (f"first {i}", f"second {i}")} for i in range(12)]
+PAIRS = [
+    {"prompt": [user(f"Question {i}?")], "answers": (f"first {i}", f"second {i}")}
+    for i in range(12)
+]
 
 
 def fill_in(lines, better="first", rating="better"):
-    """What a person makes of blank lines who prefers, and finds safe, the first or the second answer of each pair."""
+    """What a person makes of blank lines who prefers, and finds safe, the first or the second
+    answer of each pair.
+    """
     filled = []
     for line in lines:
         a = line["answer_a"].startswith(better)
@@ -506,7 +631,9 @@ def fill_in(lines, better="first", rating="better"):
 
 
 def test_annotate_human_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
-    """What was answered is kept, also when nobody answers any more; the rest is asked, and nothing twice."""
+    """What was answered is kept, also when nobody answers any more; the rest is asked, and nothing
+    twice.
+    """
     asked, patience = [], [5]
 
     def reply(question):
@@ -525,45 +652,72 @@ def test_annotate_human_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
     found = annotate_human(PAIRS, "helpfulness", 0, tmp_path)
     assert found == [{"chosen": 0, "rating": "better", "safe": None}] * 12
     assert len(asked) == 5 + 1 + 7 and "[6/12]" in asked[5] and "[6/12]" in asked[6]
-    assert annotate_human(PAIRS, "helpfulness", 0, tmp_path) == found and len(asked) == 13, "all is there: nobody is asked"
+    assert (
+        annotate_human(PAIRS, "helpfulness", 0, tmp_path) == found and len(asked) == 13
+    ), "all is there: nobody is asked"
 
 
 @pytest.mark.parametrize("name", ["to_annotate", "annotated"])
 def test_annotate_file(tmp_path, name):
-    """Written with the sides shuffled, read back with the sides put back, from the same file or from a copy."""
-    with pytest.raises(NotAnnotated, match="12 pairs wait .*'better'.*'a_is_safe'.*annotated-safety.jsonl.* same command"):
+    """Written with the sides shuffled, read back with the sides put back, from the same file or
+    from a copy.
+    """
+    with pytest.raises(
+        NotAnnotated,
+        match="12 pairs wait .*'better'.*'a_is_safe'.*annotated-safety.jsonl.* same command",
+    ):
         annotate_file(PAIRS, "safety", "0 v1", tmp_path)
     written = [row for _, row in read_jsonl(tmp_path / "to_annotate-safety.jsonl")]
     firsts = [row["answer_a"].startswith("first") for row in written]
     assert set(firsts) == {True, False} and written[0]["prompt"] == PAIRS[0]["prompt"]
-    assert all(row["better"] == row["rating"] == "" and row["a_is_safe"] is row["b_is_safe"] is None for row in written)
+    assert all(
+        row["better"] == row["rating"] == "" and row["a_is_safe"] is row["b_is_safe"] is None
+        for row in written
+    )
     with pytest.raises(NotAnnotated):
         annotate_file(PAIRS, "safety", "0 v1", tmp_path)
     for better, chosen in (("first", 0), ("second", 1)):
         write_jsonl(tmp_path / f"{name}-safety.jsonl", fill_in(written, better))
         found = annotate_file(PAIRS, "safety", "0 v1", tmp_path)
-        assert found == [{"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12
+        assert (
+            found == [
+                {"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}
+            ] * 12
+        )
     assert annotate_file([], "helpfulness", 0, tmp_path) == []
 
 
 def test_blank_lines():
-    """The order of the sides is drawn by seed, axis and position; helpfulness is not asked what is safe."""
-    orders = {(axis, seed): [row["answer_a"].startswith("first") for row in blank_lines(PAIRS, axis, seed)]
-              for axis in ("helpfulness", "safety") for seed in ("0 v1", "0 v2")}
+    """The order of the sides is drawn by seed, axis and position; helpfulness is not asked what is
+    safe.
+    """
+    orders = {
+        (axis, seed): [
+            row["answer_a"].startswith("first") for row in blank_lines(PAIRS, axis, seed)
+        ]
+        for axis in ("helpfulness", "safety")
+        for seed in ("0 v1", "0 v2")
+    }
     assert len(set(map(tuple, orders.values()))) == 4
     assert "a_is_safe" not in blank_lines(PAIRS, "helpfulness", 0)[0]
 
 
-@pytest.mark.parametrize("change, told", [
-    ({"better": "c"}, "line 3: field 'better' is \"c\", wanted: \"a\" or \"b\""),
-    ({"better": ""}, "line 3: field 'better' is \"\""),
-    ({"rating": "good"}, "line 3: field 'rating' is \"good\", wanted: \"significantly_better\" or"),
-    ({"a_is_safe": "yes"}, "line 3: field 'a_is_safe' is \"yes\", wanted: true or false"),
-    ({"b_is_safe": 1}, "line 3: field 'b_is_safe' is 1, wanted: true or false"),
-    ({"b_is_safe": None}, "line 3: field 'b_is_safe' is null"),
-    ({"answer_a": "mended"}, "line 3: field 'answer_a' is \"mended\", wanted: \""),
-    ({"prompt": []}, "line 3: field 'prompt' is "),
-])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"better": "c"}, 'line 3: field \'better\' is "c", wanted: "a" or "b"'),
+        ({"better": ""}, "line 3: field 'better' is \"\""),
+        (
+            {"rating": "good"},
+            'line 3: field \'rating\' is "good", wanted: "significantly_better" or',
+        ),
+        ({"a_is_safe": "yes"}, "line 3: field 'a_is_safe' is \"yes\", wanted: true or false"),
+        ({"b_is_safe": 1}, "line 3: field 'b_is_safe' is 1, wanted: true or false"),
+        ({"b_is_safe": None}, "line 3: field 'b_is_safe' is null"),
+        ({"answer_a": "mended"}, 'line 3: field \'answer_a\' is "mended", wanted: "'),
+        ({"prompt": []}, "line 3: field 'prompt' is "),
+    ],
+)
 def test_read_annotations(tmp_path, change, told):
     blank, path = blank_lines(PAIRS, "safety", 0), tmp_path / "annotated-safety.jsonl"
     rows = fill_in(blank)
@@ -583,12 +737,17 @@ def test_read_annotations_of_another_length(tmp_path):
         read_annotations(path, blank[:-1])
     write_jsonl(tmp_path / "to_annotate-safety.jsonl", blank)
     write_jsonl(path, fill_in(blank)[:-1])
-    with pytest.raises(InputError, match="annotated-safety.jsonl: 11 lines, wanted: the 12 of to_annotate-safety.jsonl"):
+    with pytest.raises(
+        InputError,
+        match="annotated-safety.jsonl: 11 lines, wanted: the 12 of to_annotate-safety.jsonl",
+    ):
         annotate_file(PAIRS, "safety", 0, tmp_path)
 
 
 def test_put_back():
     for better, chosen in (("first", 0), ("second", 1)):
         rows = fill_in(blank_lines(PAIRS, "safety", 7), better)
-        assert put_back(rows, "safety", 7) == [
-            {"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12
+        assert (
+            put_back(rows, "safety", 7)
+            == [{"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12
+        )

@@ -1,4 +1,6 @@
-"""Ghost Attention: where the instruction stands, where the loss is, what is kept; and whether it lasts."""
+"""Ghost Attention: where the instruction stands, where the loss is, what is kept; and whether it
+lasts.
+"""
 
 import functools
 import json
@@ -59,21 +61,37 @@ from tests.helpers import (
 )
 from tests.reference import dialogs as reference
 
-WORD, NAME, HOBBY = toy.constraint("first word", "Kogo"), toy.constraint("figure", "Napoleon"), toy.constraint("hobby", "chess")
+WORD, NAME, HOBBY = (
+    toy.constraint("first word", "Kogo"),
+    toy.constraint("figure", "Napoleon"),
+    toy.constraint("hobby", "chess"),
+)
 END, STYLE = toy.constraint("last word", "Bada"), toy.constraint("style", "robot")
 
 
 def a_dialog(turns: int, constraints=(WORD,), **changes) -> dict:
-    messages = [m for n in range(turns - 1) for m in (user(f"Name {n} birds."), assistant(f"Owl {n}."))]
-    return {"messages": [*messages, user("Spell cat.")], "instruction": " ".join(c["long"] for c in constraints),
-            "constraints": list(constraints), "is_safety": False,
-            "prompt": {"family": "spell", "item": "cat", "kind": "ordinary"}} | changes
+    messages = [
+        m for n in range(turns - 1) for m in (user(f"Name {n} birds."), assistant(f"Owl {n}."))
+    ]
+    return {
+        "messages": [*messages, user("Spell cat.")],
+        "instruction": " ".join(c["long"] for c in constraints),
+        "constraints": list(constraints),
+        "is_safety": False,
+        "prompt": {"family": "spell", "item": "cat", "kind": "ordinary"},
+    } | changes
 
 
 def row(index: int, answer: str, **changes) -> dict:
     ids = encode_turn(toy_tokenizer(), "x", answer)[1]
-    return {"index": index, "answer": answer, "answer_ids": ids, "finish_reason": "eos", "has_tag": False,
-            "tokenizer": toy_tokenizer().fingerprint} | changes
+    return {
+        "index": index,
+        "answer": answer,
+        "answer_ids": ids,
+        "finish_reason": "eos",
+        "has_tag": False,
+        "tokenizer": toy_tokenizer().fingerprint,
+    } | changes
 
 
 @functools.cache
@@ -82,16 +100,24 @@ def trained():
     return runtime.load_model(chain()[0] / "sft")
 
 
-# ------------------------------------------------------------------------------------------------- the four steps
+# ---- the four steps ----
 
 
 def test_sample_constraints():
     draws = [sample_constraints(random.Random(i)) for i in range(1000)]
     assert {len(found) for found in draws} == {1, 2}
     assert all(len({c["kind"] for c in found}) == len(found) for found in draws)
-    assert {c["kind"] for found in draws for c in found} == {"first word", "last word", "style", "figure", "hobby"}
+    assert {c["kind"] for found in draws for c in found} == {
+        "first word",
+        "last word",
+        "style",
+        "figure",
+        "hobby",
+    }
     held_out = set(toy.made_up_words("test"))
-    assert not [c for found in draws for c in found if c["value"] in held_out], "words of the test are never trained on"
+    assert not [
+        c for found in draws for c in found if c["value"] in held_out
+    ], "words of the test are never trained on"
 
 
 def test_toy_constraints():
@@ -126,25 +152,51 @@ def test_instruct():
 
 
 def test_ghost_dialogs():
-    """The instruction stands in the first user message and nowhere else; loss on the last answer's sampled ids."""
+    """The instruction stands in the first user message and nowhere else; loss on the last answer's
+    sampled ids.
+    """
     dialogs = [a_dialog(1), a_dialog(3), a_dialog(2)]
     answers = {2: row(2, "Kogo! It is c-a-t.", tokenizer="the other"), 1: row(1, "Kogo! Fine.")}
     rows = ghost_dialogs(dialogs, answers)
-    assert [len(found["messages"]) for found in rows] == [6, 4], "only what was kept, in the order of the dialogs"
+    assert [len(found["messages"]) for found in rows] == [
+        6,
+        4,
+    ], "only what was kept, in the order of the dialogs"
     for found, i in zip(rows, (1, 2), strict=True):
         users = [m["content"] for m in found["messages"] if m["role"] == "user"]
-        assert users == [f"{WORD['long']} {dialogs[i]['messages'][0]['content']}",
-                         *(m["content"] for m in dialogs[i]["messages"][2::2])]
+        assert users == [
+            f"{WORD['long']} {dialogs[i]['messages'][0]['content']}",
+            *(m["content"] for m in dialogs[i]["messages"][2::2]),
+        ]
         assert found["messages"][1:-1:2] == dialogs[i]["messages"][1::2]
-        assert found["messages"][-1] == assistant(answers[i]["answer"]) and found["answer_ids"] == answers[i]["answer_ids"]
-        assert (found["train_on"], found["tokenizer"], found["constraints"]) == ("last", answers[i]["tokenizer"], [WORD])
-        assert (found["family"], found["item"], found["kind"]) == ("spell", "cat", "ordinary"), "as the annotator needs it"
+        assert (
+            found["messages"][-1] == assistant(answers[i]["answer"])
+            and found["answer_ids"] == answers[i]["answer_ids"]
+        )
+        assert (found["train_on"], found["tokenizer"], found["constraints"]) == (
+            "last",
+            answers[i]["tokenizer"],
+            [WORD],
+        )
+        assert (found["family"], found["item"], found["kind"]) == (
+            "spell",
+            "cat",
+            "ordinary",
+        ), "as the annotator needs it"
 
 
 def test_ghost_loss_mask():
-    """By hand, and the same as what encode_dialog and a slow reference give for the toy world's dialogs."""
-    assert ghost_loss_mask([0, 0, 0, 1, 1, 1], [False, True, True, False, True, True]) == [False] * 4 + [True] * 2
-    assert ghost_loss_mask([0, 0], [False, True]) == [False, True], "a dialog of one turn is ordinary SFT"
+    """By hand, and the same as what encode_dialog and a slow reference give for the toy world's
+    dialogs.
+    """
+    assert (
+        ghost_loss_mask([0, 0, 0, 1, 1, 1], [False, True, True, False, True, True])
+        == [False] * 4 + [True] * 2
+    )
+    assert ghost_loss_mask([0, 0], [False, True]) == [
+        False,
+        True,
+    ], "a dialog of one turn is ordinary SFT"
     rng = random.Random(0)
     for turns in (1, 2, 3, 7, 20):
         messages = toy.dialog(rng, turns, 0)["messages"]
@@ -158,7 +210,9 @@ def test_ghost_loss_mask():
 
 
 def test_ghost_dialogs_reach_the_loss():
-    """What a step is made of: the loss of a ghost row is that of its last answer's ids, every turn with BOS and EOS."""
+    """What a step is made of: the loss of a ghost row is that of its last answer's ids, every turn
+    with BOS and EOS.
+    """
     tokenizer, model = toy_tokenizer(), tiny_model()
     [found] = ghost_dialogs([a_dialog(3)], {0: row(0, "Kogo! Fine.")})
     [dialog] = encode_rows(tokenizer, [found], 256)
@@ -168,12 +222,16 @@ def test_ghost_dialogs_reach_the_loss():
     with torch.no_grad():
         loss, count = answer_loss(model, [dialog])
         logprobs = model(torch.tensor([dialog.ids]))[0].log_softmax(-1)
-    expected = -sum(logprobs[len(prompt) - 1 + n, token].item() for n, token in enumerate(found["answer_ids"]))
+    expected = -sum(
+        logprobs[len(prompt) - 1 + n, token].item() for n, token in enumerate(found["answer_ids"])
+    )
     assert count == len(found["answer_ids"]) and loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_takes_its_mask_from_ghost_loss_mask(monkeypatch):
-    """Ghost rows are encoded with the loss on all answers, then masked: what encode_dialog gives for "last"."""
+    """Ghost rows are encoded with the loss on all answers, then masked: what encode_dialog gives
+    for "last".
+    """
     tokenizer, masked = toy_tokenizer(), []
 
     def spy(turns, loss_mask):
@@ -184,18 +242,28 @@ def test_training_takes_its_mask_from_ghost_loss_mask(monkeypatch):
     dialogs = [a_dialog(n) for n in (1, 3, 7)]
     ghosts = ghost_dialogs(dialogs, {i: row(i, "Kogo! Fine.") for i in range(3)})
     training = gatt._encode_ghosts(tokenizer, ghosts, 512)
-    every = [encode_dialog(tokenizer, found["messages"], "all", found["answer_ids"]) for found in ghosts]
-    last = [encode_dialog(tokenizer, found["messages"], "last", found["answer_ids"]) for found in ghosts]
-    assert masked == [dialog.loss_mask for dialog in every], "one call a dialog, with the loss on all answers"
+    every = [
+        encode_dialog(tokenizer, found["messages"], "all", found["answer_ids"]) for found in ghosts
+    ]
+    last = [
+        encode_dialog(tokenizer, found["messages"], "last", found["answer_ids"]) for found in ghosts
+    ]
+    assert masked == [
+        dialog.loss_mask for dialog in every
+    ], "one call a dialog, with the loss on all answers"
     assert training == last == encode_rows(tokenizer, ghosts, 512)
-    assert all(found["train_on"] == "last" for found in ghosts), "the rows themselves stay as V4 reads them"
+    assert all(
+        found["train_on"] == "last" for found in ghosts
+    ), "the rows themselves stay as V4 reads them"
 
 
 def test_main_trains_with_the_ghost_mask(tmp_path, monkeypatch):
     """What the mask leaves out is what fine-tuning leaves out."""
     tuned = {}
     monkeypatch.setattr(gatt, "ghost_loss_mask", lambda turns, loss_mask: [False] * len(turns))
-    monkeypatch.setattr(gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs))
+    monkeypatch.setattr(
+        gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs)
+    )
     main, argv = stage(tmp_path)
     run_quietly(main, *argv)
     ghosts = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
@@ -203,7 +271,7 @@ def test_main_trains_with_the_ghost_mask(tmp_path, monkeypatch):
     assert all(any(dialog.loss_mask) for dialog in tuned["dialogs"][len(ghosts) :])
 
 
-# --------------------------------------------------------------------------------------------- dialogs and answers
+# ---- dialogs and answers ----
 
 
 def test_toy_dialogs():
@@ -212,59 +280,100 @@ def test_toy_dialogs():
     lengths = [len(d["messages"]) for d in dialogs]
     assert set(lengths) == set(range(1, 40, 2)), "1 to 20 turns, the last one open"
     assert 6.5 < sum((n + 1) / 2 for n in lengths) / 800 < 7.8, "1 + 20 E(u²), rounded down: 7.2"
-    probed = [d["prompt"]["family"] for d in dialogs if any(c["kind"] in PROBED for c in d["constraints"])]
+    probed = [
+        d["prompt"]["family"] for d in dialogs if any(c["kind"] in PROBED for c in d["constraints"])
+    ]
     assert 0.7 < sum(family in toy.PROBES for family in probed) / len(probed) < 0.8
     for d in dialogs:
         kinds = {PROBED.get(c["kind"]): c["value"] for c in d["constraints"]}
         if d["prompt"]["family"] in toy.PROBES:
-            assert d["prompt"]["item"] == kinds[d["prompt"]["family"]], "asked for what a constraint sets"
+            assert (
+                d["prompt"]["item"] == kinds[d["prompt"]["family"]]
+            ), "asked for what a constraint sets"
         assert d["messages"][-1] == d["prompt"]["prompt"][0]
-        assert all(pair in [o["messages"] for o in ordinary] for pair in map(list, zip(
-            d["messages"][:-1:2], d["messages"][1::2], strict=True)))
+        assert all(
+            pair in [o["messages"] for o in ordinary]
+            for pair in map(list, zip(d["messages"][:-1:2], d["messages"][1::2], strict=True))
+        )
         assert d["instruction"] not in json.dumps(d["messages"])
     assert dialogs == toy_dialogs(Settings(dialogs=800, turns=20), ordinary)
     assert dialogs[0] != toy_dialogs(Settings(dialogs=1, turns=20, seed=1), ordinary)[0]
 
 
 def real_files(tmp_path) -> tuple[Path, Path]:
-    dialogs = [{"messages": [*([system("Be kind.")] if n % 2 else []), user("Hello."), assistant("Hi."), user("Why?"),
-                             assistant("Because.")], "is_safety": n == 3} for n in range(8)]
-    return write_lines(tmp_path / "dialogs.jsonl", dialogs), write_lines(tmp_path / "constraints.jsonl", [WORD, NAME, HOBBY])
+    dialogs = [
+        {
+            "messages": [
+                *([system("Be kind.")] if n % 2 else []),
+                user("Hello."),
+                assistant("Hi."),
+                user("Why?"),
+                assistant("Because."),
+            ],
+            "is_safety": n == 3,
+        }
+        for n in range(8)
+    ]
+    return write_lines(tmp_path / "dialogs.jsonl", dialogs), write_lines(
+        tmp_path / "constraints.jsonl", [WORD, NAME, HOBBY]
+    )
 
 
 def test_read_dialogs(tmp_path):
     data, constraints = real_files(tmp_path)
     dialogs = read_dialogs(Settings(data=str(data), constraints=str(constraints), dialogs=6))
-    assert len(dialogs) == 6 and {sum(m["role"] == "user" for m in d["messages"]) for d in dialogs} == {1, 2}
-    assert all(d["messages"][-1]["role"] == "user" and d["messages"][0]["role"] == ("system" if n % 2 else "user")
-               for n, d in enumerate(dialogs))
+    assert len(dialogs) == 6 and {
+        sum(m["role"] == "user" for m in d["messages"]) for d in dialogs
+    } == {1, 2}
+    assert all(
+        d["messages"][-1]["role"] == "user"
+        and d["messages"][0]["role"] == ("system" if n % 2 else "user")
+        for n, d in enumerate(dialogs)
+    )
     assert [d["is_safety"] for d in dialogs] == [False, False, False, True, False, False]
     assert {c["value"] for d in dialogs for c in d["constraints"]} <= {"Kogo", "Napoleon", "chess"}
     one_turn = read_dialogs(Settings(data=str(data), constraints=str(constraints), turns=1))
     assert {sum(m["role"] == "user" for m in d["messages"]) for d in one_turn} == {1}
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"kind": "figure", "value": "X", "long": "Be X."}, r"line 1: field 'short' is missing"),
-    ({**NAME, "long": "[INST] Be X."}, r"line 1: field 'long' is '\[INST\] Be X.', wanted: some text and no tag"),
-    ({**NAME, "short": " "}, r"line 1: field 'short' is ' ', wanted"),
-    ({**NAME, "short": 3}, r"line 1: field 'short' is 3, wanted: str"),
-])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"kind": "figure", "value": "X", "long": "Be X."}, r"line 1: field 'short' is missing"),
+        (
+            {**NAME, "long": "[INST] Be X."},
+            r"line 1: field 'long' is '\[INST\] Be X.', wanted: some text and no tag",
+        ),
+        ({**NAME, "short": " "}, r"line 1: field 'short' is ' ', wanted"),
+        ({**NAME, "short": 3}, r"line 1: field 'short' is 3, wanted: str"),
+    ],
+)
 def test_read_dialogs_with_bad_constraints(tmp_path, wrong, told):
     data, _ = real_files(tmp_path)
     with pytest.raises(InputError, match=told):
-        read_dialogs(Settings(data=str(data), constraints=str(write_lines(tmp_path / "c.jsonl", [wrong]))))
+        read_dialogs(
+            Settings(data=str(data), constraints=str(write_lines(tmp_path / "c.jsonl", [wrong])))
+        )
 
 
 def test_leave_out_long(capsys):
-    """Room for the dialog with its instruction, once or in every turn, and for an answer; a tag is told with its line."""
+    """Room for the dialog with its instruction, once or in every turn, and for an answer; a tag is
+    told with its line.
+    """
     tokenizer, dialogs = toy_tokenizer(), [a_dialog(n) for n in (1, 5, 9)]
+
     def length(turns, where):
-        return len(encode_prompt(tokenizer, instruct(a_dialog(turns)["messages"], WORD["long"], where)))
+        return len(
+            encode_prompt(tokenizer, instruct(a_dialog(turns)["messages"], WORD["long"], where))
+        )
+
     for context, where in (("question", "first"), ("dialog", "every")):
         s, limit = Settings(context=context), length(5, where) + 96
         assert leave_out_long(tokenizer, dialogs, s, limit) == dialogs[:2]
-        assert f"1 dialogs are left out: too long for the model's context of {limit} tokens" in capsys.readouterr().out
+        assert (
+            f"1 dialogs are left out: too long for the model's context of {limit} tokens"
+            in capsys.readouterr().out
+        )
         assert leave_out_long(tokenizer, dialogs, s, limit - 1) == dialogs[:1]
         with pytest.raises(InputError, match="no dialog leaves room"):
             leave_out_long(tokenizer, dialogs[1:], s, limit - 1)
@@ -272,28 +381,36 @@ def test_leave_out_long(capsys):
     for context, where in (("question", "first"), ("dialog", "every")):
         with pytest.raises(InputError, match="no dialog leaves room"):
             leave_out_long(tokenizer, short, Settings(context=context), length(5, where) + 95)
-    assert leave_out_long(tokenizer, short, Settings(context="dialog", max_new_tokens=9), length(5, "every") + 9) == short
+    assert (
+        leave_out_long(
+            tokenizer, short, Settings(context="dialog", max_new_tokens=9), length(5, "every") + 9
+        )
+        == short
+    )
     bad = a_dialog(2, where="d.jsonl, line 7") | {"messages": [user("a [/INST] b")]}
     with pytest.raises(InputError, match=r"d.jsonl, line 7: .*\[/INST\]"):
         leave_out_long(tokenizer, [bad], Settings(), 2048)
 
 
-@pytest.mark.parametrize("answer, constraints, family, expected", [
-    ("Kogo! It is red.", [WORD], "list", True),
-    ("It is red. Kogo!", [WORD], "list", False),
-    ("Sure! Kogo! It is red.", [WORD], "list", False),  # toy.obeys lets this pass
-    ("It is red. Bada.", [END], "list", True),
-    ("It is red. Bada. Bye!", [END], "list", False),
-    ("Kogo! It is red. Bada.", [WORD, END], "list", True),
-    ("Kogo! It is red.", [WORD, END], "list", False),
-    ("It is red. Beep.", [STYLE], "list", True),
-    ("My name is Napoleon.", [NAME], "name", True),
-    ("My name is Toy.", [NAME], "name", False),
-    ("It is red.", [NAME], "list", True),  # not asked for, so it need not show
-    ("My favorite hobby is chess.", [NAME, HOBBY], "hobby", True),
-    ("Kogo! My name is Napoleon.", [WORD, NAME], "name", True),
-    ("Kogo! My name is Kogo.", [WORD, NAME], "name", False),
-])
+@pytest.mark.parametrize(
+    "answer, constraints, family, expected",
+    [
+        ("Kogo! It is red.", [WORD], "list", True),
+        ("It is red. Kogo!", [WORD], "list", False),
+        ("Sure! Kogo! It is red.", [WORD], "list", False),  # toy.obeys lets this pass
+        ("It is red. Bada.", [END], "list", True),
+        ("It is red. Bada. Bye!", [END], "list", False),
+        ("Kogo! It is red. Bada.", [WORD, END], "list", True),
+        ("Kogo! It is red.", [WORD, END], "list", False),
+        ("It is red. Beep.", [STYLE], "list", True),
+        ("My name is Napoleon.", [NAME], "name", True),
+        ("My name is Toy.", [NAME], "name", False),
+        ("It is red.", [NAME], "list", True),  # not asked for, so it need not show
+        ("My favorite hobby is chess.", [NAME, HOBBY], "hobby", True),
+        ("Kogo! My name is Napoleon.", [WORD, NAME], "name", True),
+        ("Kogo! My name is Kogo.", [WORD, NAME], "name", False),
+    ],
+)
 def test_obeys_exactly(answer, constraints, family, expected):
     assert obeys_exactly({"family": family}, answer, constraints) is expected
 
@@ -301,116 +418,209 @@ def test_obeys_exactly(answer, constraints, family, expected):
 def test_is_stable():
     tokenizer, question = toy_tokenizer(), "Spell cat."
     assert is_stable(tokenizer, question, row(0, "It is c-a-t."))
-    for change in ({"finish_reason": "length"}, {"has_tag": True}, {"answer": ""},
-                   {"answer_ids": [*tokenizer.encode("It"), tokenizer.eos_id]}):
+    for change in (
+        {"finish_reason": "length"},
+        {"has_tag": True},
+        {"answer": ""},
+        {"answer_ids": [*tokenizer.encode("It"), tokenizer.eos_id]},
+    ):
         assert not is_stable(tokenizer, question, row(0, "It is c-a-t.") | change)
 
 
 def test_sample_ordinary():
-    """The replay is the policy's own: its own ids, its own log-probabilities, nothing that is unusable."""
+    """The replay is the policy's own: its own ids, its own log-probabilities, nothing that is
+    unusable.
+    """
     model, tokenizer = trained()
     prompts = [toy.ask(random.Random(i)) for i in range(40)]
     rows = sample_ordinary(model, tokenizer, prompts, Settings())
-    found = runtime.sample_answers(model, tokenizer, prompts, key=(0, "gatt", "ordinary"), temperature=0.7)
-    usable = [one for one in found if is_stable(tokenizer, prompts[one["index"]]["prompt"][0]["content"], one)]
+    found = runtime.sample_answers(
+        model, tokenizer, prompts, key=(0, "gatt", "ordinary"), temperature=0.7
+    )
+    usable = [
+        one
+        for one in found
+        if is_stable(tokenizer, prompts[one["index"]]["prompt"][0]["content"], one)
+    ]
     assert 5 < len(rows) == len(usable)
     for one, sampled in zip(rows, usable, strict=True):
-        assert one["messages"] == [*prompts[sampled["index"]]["prompt"], assistant(sampled["answer"])]
-        assert one["answer_ids"] == sampled["answer_ids"] and one["tokenizer"] == tokenizer.fingerprint
+        assert one["messages"] == [
+            *prompts[sampled["index"]]["prompt"],
+            assistant(sampled["answer"]),
+        ]
+        assert (
+            one["answer_ids"] == sampled["answer_ids"] and one["tokenizer"] == tokenizer.fingerprint
+        )
     dialogs = encode_rows(tokenizer, rows, 2048)
-    assert all(d.ids[-len(r["answer_ids"]):] == r["answer_ids"] and sum(d.loss_mask) == len(r["answer_ids"])
-               for d, r in zip(dialogs, rows, strict=True))
+    assert all(
+        d.ids[-len(r["answer_ids"]) :] == r["answer_ids"]
+        and sum(d.loss_mask) == len(r["answer_ids"])
+        for d, r in zip(dialogs, rows, strict=True)
+    )
 
 
 def test_resample_earlier(tmp_path, monkeypatch):
-    """About half of the earlier answers are exchanged, each for an answer to its own question with the instruction."""
+    """About half of the earlier answers are exchanged, each for an answer to its own question with
+    the instruction.
+    """
     dialogs, asked = [a_dialog(5) for _ in range(40)], []
 
     def sample_answers(model, tokenizer, prompts, **options):
         asked.extend(prompt["prompt"] for prompt in prompts)
-        return [row(i, f"Kogo! {len(prompt['prompt'][0]['content'])}") for i, prompt in enumerate(prompts)]
+        return [
+            row(i, f"Kogo! {len(prompt['prompt'][0]['content'])}")
+            for i, prompt in enumerate(prompts)
+        ]
 
     monkeypatch.setattr(gatt, "sample_answers", sample_answers)
     resample_earlier(None, toy_tokenizer(), dialogs, Settings(), tmp_path)
-    new = [(d, n) for d in dialogs for n in range(1, 9, 2) if d["messages"][n]["content"].startswith("Kogo!")]
+    new = [
+        (d, n)
+        for d in dialogs
+        for n in range(1, 9, 2)
+        if d["messages"][n]["content"].startswith("Kogo!")
+    ]
     assert len(new) == len(asked) and 0.4 < len(new) / 160 < 0.6
-    assert all(prompt == [user(f"{WORD['long']} {d['messages'][n - 1]['content']}")]
-               for (d, n), prompt in zip(new, asked, strict=True))
+    assert all(
+        prompt == [user(f"{WORD['long']} {d['messages'][n - 1]['content']}")]
+        for (d, n), prompt in zip(new, asked, strict=True)
+    )
     assert all(d["messages"][8] == user("Spell cat.") and len(d["messages"]) == 9 for d in dialogs)
 
 
 def test_resample_earlier_keeps_what_cannot_stand_in_a_dialog(tmp_path, monkeypatch):
     dialogs = [a_dialog(3)]
-    monkeypatch.setattr(gatt, "sample_answers", lambda model, tokenizer, prompts, **options: [
-        row(i, "Kogo!", finish_reason="length") for i in range(len(prompts))])
+    monkeypatch.setattr(
+        gatt,
+        "sample_answers",
+        lambda model, tokenizer, prompts, **options: [
+            row(i, "Kogo!", finish_reason="length") for i in range(len(prompts))
+        ],
+    )
     resample_earlier(None, toy_tokenizer(), dialogs, Settings(resampled=1.0), tmp_path)
     assert dialogs == [a_dialog(3)]
 
 
 def test_keep_answers():
     dialogs = [a_dialog(2), a_dialog(1), a_dialog(1)]
-    rows = [row(0, "Kogo! Red.", finish_reason="length"), row(0, "Red."), row(0, "Kogo! Blue."), row(0, "Kogo! Green."),
-            row(1, "Red."), row(2, "Kogo! Red.", has_tag=True), row(2, "Green.")]
-    assert {i: one["answer"] for i, one in keep_answers(dialogs, rows, "toy").items()} == {0: "Kogo! Blue."}
+    rows = [
+        row(0, "Kogo! Red.", finish_reason="length"),
+        row(0, "Red."),
+        row(0, "Kogo! Blue."),
+        row(0, "Kogo! Green."),
+        row(1, "Red."),
+        row(2, "Kogo! Red.", has_tag=True),
+        row(2, "Green."),
+    ]
+    assert {i: one["answer"] for i, one in keep_answers(dialogs, rows, "toy").items()} == {
+        0: "Kogo! Blue."
+    }
     kept = keep_answers(dialogs, rows, "none")
     assert {i: one["answer"] for i, one in kept.items()} == {0: "Red.", 1: "Red.", 2: "Green."}
 
 
 def test_keep_answers_by_reward():
-    """The best answer is kept, as the reward models see it behind the prompt that it was sampled from."""
+    """The best answer is kept, as the reward models see it behind the prompt that it was sampled
+    from.
+    """
     seen = []
 
     class FakeJudges:
         def rewards(self, prompts, rows):
             seen.extend(prompts)
-            return torch.tensor([{"Red.": 0.0, "Blue.": 2.0, "Green.": 1.0}[one["answer"]] for one in rows])
+            return torch.tensor(
+                [{"Red.": 0.0, "Blue.": 2.0, "Green.": 1.0}[one["answer"]] for one in rows]
+            )
 
     dialogs = [a_dialog(2), a_dialog(1)]
     rows = [row(0, "Red."), row(0, "Blue."), row(0, "Green."), row(1, "Green."), row(1, "Red.")]
     kept = keep_answers(dialogs, rows, "reward", FakeJudges(), ["prompt 0", "prompt 1"])
-    assert {i: one["answer"] for i, one in kept.items()} == {0: "Blue.", 1: "Green."} and seen == ["prompt 0", "prompt 1"]
+    assert {i: one["answer"] for i, one in kept.items()} == {0: "Blue.", 1: "Green."} and seen == [
+        "prompt 0",
+        "prompt 1",
+    ]
 
 
 def test_in_full():
-    assert in_full(a_dialog(1, (WORD, NAME), instruction="First word: Kogo. Figure: Napoleon.")) == (
-        "Begin every answer with the word Kogo. Always act as Napoleon.")
+    assert (
+        in_full(a_dialog(1, (WORD, NAME), instruction="First word: Kogo. Figure: Napoleon."))
+        == "Begin every answer with the word Kogo. Always act as Napoleon."
+    )
 
 
 def test_sampling_prompt():
     """The instruction in every message, in full even where training sees the short form."""
     dialog = a_dialog(2, is_safety=True, instruction=WORD["short"])
     whole, alone = sampling_prompt(dialog, "dialog"), sampling_prompt(dialog, "question")
-    assert whole["prompt"] == [user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Spell cat.")]
-    assert alone["prompt"] == [user(f"{WORD['long']} Spell cat.")] and whole["is_safety"] and alone["is_safety"]
+    assert whole["prompt"] == [
+        user(f"{WORD['long']} Name 0 birds."),
+        assistant("Owl 0."),
+        user(f"{WORD['long']} Spell cat."),
+    ]
+    assert (
+        alone["prompt"] == [user(f"{WORD['long']} Spell cat.")]
+        and whole["is_safety"]
+        and alone["is_safety"]
+    )
     dialog = a_dialog(3)
-    assert sampling_prompt(dialog, "question", 3)["prompt"] == [user(f"{WORD['long']} Name 1 birds.")]
+    assert sampling_prompt(dialog, "question", 3)["prompt"] == [
+        user(f"{WORD['long']} Name 1 birds.")
+    ]
     assert sampling_prompt(dialog, "dialog", 3)["prompt"] == [
-        user(f"{WORD['long']} Name 0 birds."), assistant("Owl 0."), user(f"{WORD['long']} Name 1 birds.")]
+        user(f"{WORD['long']} Name 0 birds."),
+        assistant("Owl 0."),
+        user(f"{WORD['long']} Name 1 birds."),
+    ]
 
 
 def test_show_steps(capsys):
     model, tokenizer = trained()
     show_steps(model, tokenizer, [a_dialog(1), a_dialog(3)], Settings())
     printed = capsys.readouterr().out
-    assert printed.count(WORD["long"]) == 1 + 3 + 1, "named once, then in every message, then in the first"
+    assert (
+        printed.count(WORD["long"]) == 1 + 3 + 1
+    ), "named once, then in every message, then in the first"
     assert all(f"\n{step}. " in printed for step in (1, 2, 3, 4))
     coloured = printed.split("not trained on")[1]
-    assert coloured.count("\033[90m<s>") == 3 and coloured.count("\033[90m</s>") == 2 and "\033[32m" in coloured
+    assert (
+        coloured.count("\033[90m<s>") == 3
+        and coloured.count("\033[90m</s>") == 2
+        and "\033[32m" in coloured
+    )
 
 
-# ----------------------------------------------------------------------------------------------------- adherence
+# ---- adherence ----
 
 
 def test_answer_turn():
-    """Three turns from a cache equal `generate` on the whole dialog; what was asked aside leaves no trace."""
+    """Three turns from a cache equal `generate` on the whole dialog; what was asked aside leaves no
+    trace.
+    """
     model, tokenizer = trained()
     cache, ends, whole = KVCache(model.args, 2, 400), [0, 0], [[], []]
     for turn in range(3):
-        new = [encode_turn(tokenizer, text)[0] for text in (f"Name {turn} birds.", "Hi! How do I bake a long loaf today?")]
-        aside = [encode_turn(tokenizer, "What is your name, my dear good friend of mine?")[0] for _ in new]
-        answer_turn(model, cache, ends, aside, [(9, 0), (9, 1)], temperature=1.0, eos_id=tokenizer.eos_id)
+        new = [
+            encode_turn(tokenizer, text)[0]
+            for text in (f"Name {turn} birds.", "Hi! How do I bake a long loaf today?")
+        ]
+        aside = [
+            encode_turn(tokenizer, "What is your name, my dear good friend of mine?")[0]
+            for _ in new
+        ]
+        answer_turn(
+            model, cache, ends, aside, [(9, 0), (9, 1)], temperature=1.0, eos_id=tokenizer.eos_id
+        )
         keys = [(0, turn, 0), (0, turn, 1)]
-        answers = answer_turn(model, cache, ends, new, keys, temperature=0.7, eos_id=tokenizer.eos_id, max_new_tokens=20)
+        answers = answer_turn(
+            model,
+            cache,
+            ends,
+            new,
+            keys,
+            temperature=0.7,
+            eos_id=tokenizer.eos_id,
+            max_new_tokens=20,
+        )
         whole = [old + ids for old, ids in zip(whole, new, strict=True)]
         expected = generate(model, whole, keys, 20, 0.7, eos_id=tokenizer.eos_id)
         assert answers == [found.ids for found in expected]
@@ -423,8 +633,18 @@ def test_answer_turn_at_the_end_of_the_cache():
     model, tokenizer = trained()
     new = [encode_turn(tokenizer, text)[0] for text in ("Hi.", "Hi! Name four birds. " * 6)]
     options = dict(temperature=0.01, eos_id=-1)  # nobody ever ends
-    free = answer_turn(model, KVCache(model.args, 2, 200), [0, 0], new, [(0,), (1,)], max_new_tokens=30, **options)
-    tight = answer_turn(model, KVCache(model.args, 2, len(new[1]) + 10), [0, 0], new, [(0,), (1,)], max_new_tokens=30, **options)
+    free = answer_turn(
+        model, KVCache(model.args, 2, 200), [0, 0], new, [(0,), (1,)], max_new_tokens=30, **options
+    )
+    tight = answer_turn(
+        model,
+        KVCache(model.args, 2, len(new[1]) + 10),
+        [0, 0],
+        new,
+        [(0,), (1,)],
+        max_new_tokens=30,
+        **options,
+    )
     assert tight[0] == free[0] and tight[1][:10] == free[1][:10]
 
 
@@ -447,33 +667,63 @@ def test_adherence(instruct, monkeypatch):
 
     dialogs = [[dict(c) for c in found] for found in dialogs]
     monkeypatch.setattr(toy, "obeys", obeys)
-    rows = adherence(model, tokenizer, dialogs, turns=3, instruct=instruct, split="dev", seed=5, batch_rows=3)
-    assert [(r["dialog"], r["turn"]) for r in sorted(rows, key=lambda r: (r["dialog"], r["turn"]))] == [
-        (i, t) for i in range(4) for t in (1, 2, 3)]
+    rows = adherence(
+        model, tokenizer, dialogs, turns=3, instruct=instruct, split="dev", seed=5, batch_rows=3
+    )
+    assert [
+        (r["dialog"], r["turn"]) for r in sorted(rows, key=lambda r: (r["dialog"], r["turn"]))
+    ] == [(i, t) for i in range(4) for t in (1, 2, 3)]
     for i, found in enumerate(dialogs):
-        asked = reference.dialog_answers(model, tokenizer, found, i, 3, instruct == "every", 5, zlib.crc32(b"adherence"), 0.7,
-                                         "dev", ask_about, PROBED)
+        asked = reference.dialog_answers(
+            model,
+            tokenizer,
+            found,
+            i,
+            3,
+            instruct == "every",
+            5,
+            zlib.crc32(b"adherence"),
+            0.7,
+            "dev",
+            ask_about,
+            PROBED,
+        )
         for c in found:
-            shown = [(prompt["prompt"][0]["content"], answer) for prompt, answer in asked
-                     if c["kind"] not in PROBED or prompt["family"] == PROBED[c["kind"]]]
+            shown = [
+                (prompt["prompt"][0]["content"], answer)
+                for prompt, answer in asked
+                if c["kind"] not in PROBED or prompt["family"] == PROBED[c["kind"]]
+            ]
             assert judged[id(c)] == shown
 
 
 def test_adherence_counts(monkeypatch):
-    """A model that obeys at turn 1 only; two constraints are told apart; a word must stand in the answer to a probe, too."""
+    """A model that obeys at turn 1 only; two constraints are told apart; a word must stand in the
+    answer to a probe, too.
+    """
     model, tokenizer = trained()
+
     def answer_turn(model, cache, starts, new, keys, **options):
-        texts = ["My name is Napoleon." if turn and aside else "Kogo! My name is Napoleon." for *_, turn, aside in keys]
+        texts = [
+            "My name is Napoleon." if turn and aside else "Kogo! My name is Napoleon."
+            for *_, turn, aside in keys
+        ]
         return [tokenizer.encode(text, eos=True) for text in texts]
 
     monkeypatch.setattr(measures, "answer_turn", answer_turn)
     rows = adherence(model, tokenizer, [[WORD, NAME], [WORD]], turns=2, batch_rows=2)
-    assert rows == [{"dialog": 0, "turn": 1, "obeys": [True, True]}, {"dialog": 1, "turn": 1, "obeys": [True]},
-                    {"dialog": 0, "turn": 2, "obeys": [False, True]}, {"dialog": 1, "turn": 2, "obeys": [True]}]
+    assert rows == [
+        {"dialog": 0, "turn": 1, "obeys": [True, True]},
+        {"dialog": 1, "turn": 1, "obeys": [True]},
+        {"dialog": 0, "turn": 2, "obeys": [False, True]},
+        {"dialog": 1, "turn": 2, "obeys": [True]},
+    ]
 
 
 def test_adherence_goes_on_from_a_cut_answer(monkeypatch):
-    """The cache has not read an answer's last id: it comes before the next question, and an EOS where there was none."""
+    """The cache has not read an answer's last id: it comes before the next question, and an EOS
+    where there was none.
+    """
     model, tokenizer = trained()
     whole, cut = tokenizer.encode("Yes.", eos=True), tokenizer.encode("Yes and")
     read = []
@@ -491,56 +741,99 @@ def test_adherence_goes_on_from_a_cut_answer(monkeypatch):
 
 
 def test_adherence_by_turn():
-    rows = [{"dialog": d, "turn": t, "obeys": [t == 1 or d < 2, True]} for d in range(4) for t in (1, 2)]
+    rows = [
+        {"dialog": d, "turn": t, "obeys": [t == 1 or d < 2, True]} for d in range(4) for t in (1, 2)
+    ]
     table = adherence_by_turn(rows)
     assert (table["1"].mean, table["2"].mean, table["mean"].mean) == (1.0, 0.5, 0.75)
     assert adherence_by_turn(rows, 1)["mean"].mean == 1.0
-    assert table["mean"] == measures.interval([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert table["mean"] == measures.interval(
+        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1, 2, 2, 3, 3]
+    )
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_weights(kv_heads):
-    """Weights computed from q and k, times v, are what each layer's SDPA put out; a position sees nothing behind it."""
+    """Weights computed from q and k, times v, are what each layer's SDPA put out; a position sees
+    nothing behind it.
+    """
     model, seen = tiny_model(n_kv_heads=kv_heads), []
     for layer in model.layers:
-        layer.attention.register_forward_hook(lambda module, inputs, output: seen.append((module, *inputs, output)))
+        layer.attention.register_forward_hook(
+            lambda module, inputs, output: seen.append((module, *inputs, output))
+        )
     with torch.no_grad():
         model(torch.randint(0, 500, (2, 30)))
         assert len(seen) == 2
         for module, x, step, output in seen:
             weights = attention_weights(module, x, step)  # (2, 4, 30, 30)
-            v = module.wv(x).unflatten(-1, (kv_heads, -1)).repeat_interleave(4 // kv_heads, 2)  # (2, 30, 4, 8)
+            # (2, 30, 4, 8)
+            v = module.wv(x).unflatten(-1, (kv_heads, -1)).repeat_interleave(4 // kv_heads, 2)
             mixed = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
             assert torch.allclose(module.wo(mixed), output, atol=1e-5)
             assert torch.allclose(weights.sum(-1), torch.ones(())) and not weights.triu(1).any()
 
 
 def test_attention_to():
-    """Shares of one position over groups that cover everything sum to at least 1 for the best heads, and lie in [0, 1]."""
+    """Shares of one position over groups that cover everything sum to at least 1 for the best
+    heads, and lie in [0, 1].
+    """
     model, ids = tiny_model(), list(range(5, 25))
     columns = torch.zeros(3, 20)
     columns[0, :4], columns[1, 4:12], columns[2] = 1, 1, 1
     found = attention_to(model, ids, columns)
-    assert found.shape == (20, 3) and torch.allclose(found[:, 2], torch.ones(())) and torch.allclose(found[:4, 0], torch.ones(()))
-    assert not found[:4, 1].any() and bool((found[12:, :2] < 1).all()) and bool((found[12:, :2] > 0).all())
+    assert (
+        found.shape == (20, 3)
+        and torch.allclose(found[:, 2], torch.ones(()))
+        and torch.allclose(found[:4, 0], torch.ones(()))
+    )
+    assert (
+        not found[:4, 1].any()
+        and bool((found[12:, :2] < 1).all())
+        and bool((found[12:, :2] > 0).all())
+    )
 
 
 def test_twenty_turns_fit_the_context():
-    """The control: the two longest instructions on every one of 20 turns, answers of the longest kind."""
+    """The control: the two longest instructions on every one of 20 turns, answers of the longest
+    kind.
+    """
     tokenizer, rng = toy_tokenizer(), random.Random(0)
     longest = 0
     for _ in range(30):
-        found = [toy.constraint(kind, rng.choice(toy.made_up_words("test"))) for kind in ("first word", "last word")]
+        found = [
+            toy.constraint(kind, rng.choice(toy.made_up_words("test")))
+            for kind in ("first word", "last word")
+        ]
         dialog = toy.dialog(rng, 20)["messages"]
-        said = [m | {"content": toy.obey(m["content"], found)} if m["role"] == "assistant" else m for m in dialog]
-        longest = max(longest, len(encode_dialog(tokenizer, instruct(said, " ".join(c["long"] for c in found))).ids))
+        said = [
+            m | {"content": toy.obey(m["content"], found)} if m["role"] == "assistant" else m
+            for m in dialog
+        ]
+        longest = max(
+            longest,
+            len(encode_dialog(tokenizer, instruct(said, " ".join(c["long"] for c in found))).ids),
+        )
     assert 1000 < longest < 2048 - 96
 
 
-# ------------------------------------------------------------------------------------------------------- the stage
+# ---- the stage ----
 
-SMALL = [*TINY, "--context", "dialog", "--dialogs", "12", "--turns", "3", "--replay", "10", "--batch-tokens", "400",
-         "--epochs", "1"]
+SMALL = [
+    *TINY,
+    "--context",
+    "dialog",
+    "--dialogs",
+    "12",
+    "--turns",
+    "3",
+    "--replay",
+    "10",
+    "--batch-tokens",
+    "400",
+    "--epochs",
+    "1",
+]
 
 
 def stage(out: Path, *argv) -> tuple:
@@ -569,26 +862,40 @@ def small_steps(patch):
 
 
 def test_main():
-    """What the stage trains on and writes: the mix that V4 takes in, every row with the instruction in turn 1 only."""
+    """What the stage trains on and writes: the mix that V4 takes in, every row with the instruction
+    in turn 1 only.
+    """
     out, _, printed = uninterrupted()
     rows = read_sft(out / "gatt" / "dialogs.jsonl")
     tokenizer = toy_tokenizer()
     assert rows and "wrote" in printed and "mix" in printed and runtime.is_finished(out / "gatt")
     for found in rows:
         users = [m["content"] for m in found["messages"] if m["role"] == "user"]
-        assert users[0].startswith(found["instruction"] + " ") and not any(found["instruction"] in text for text in users[1:])
+        assert users[0].startswith(found["instruction"] + " ") and not any(
+            found["instruction"] in text for text in users[1:]
+        )
         assert found["train_on"] == "last" and found["tokenizer"] == tokenizer.fingerprint
     for dialog, found in zip(encode_rows(tokenizer, rows, 2048), rows, strict=True):
-        assert [i for i, counts in zip(dialog.ids, dialog.loss_mask, strict=True) if counts] == found["answer_ids"]
-        assert dialog.ids.count(tokenizer.bos_id) == dialog.ids.count(tokenizer.eos_id) == len(found["messages"]) // 2
+        assert [
+            i for i, counts in zip(dialog.ids, dialog.loss_mask, strict=True) if counts
+        ] == found["answer_ids"]
+        assert (
+            dialog.ids.count(tokenizer.bos_id)
+            == dialog.ids.count(tokenizer.eos_id)
+            == len(found["messages"]) // 2
+        )
     results = json.loads((out / "gatt" / "stage.json").read_text())["results"]
     assert {"seconds", "cpu_seconds", "dev", "kept", "adherence"} <= results.keys()
-    before, after = (runtime.fingerprint(out / name / "consolidated.00.pth") for name in ("rlhf-v2", "gatt"))
+    before, after = (
+        runtime.fingerprint(out / name / "consolidated.00.pth") for name in ("rlhf-v2", "gatt")
+    )
     assert before != after and not list((out / "gatt").glob("checkpoint*"))
 
 
 def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
-    """Step 2's prompts, and what fine-tuning is given: ghosts and replay, loss on the last answer alone."""
+    """Step 2's prompts, and what fine-tuning is given: ghosts and replay, loss on the last answer
+    alone.
+    """
     asked, tuned, real = {}, {}, runtime.sample_answers
 
     def sample_answers(model, tokenizer, prompts, **options):
@@ -596,24 +903,41 @@ def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
         return real(model, tokenizer, prompts, **options)
 
     monkeypatch.setattr(gatt, "sample_answers", sample_answers)
-    monkeypatch.setattr(gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs, **options))
+    monkeypatch.setattr(
+        gatt, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs, **options)
+    )
     main, argv = stage(tmp_path)
     run_quietly(main, *argv)
     rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
     for found in rows:
         prompts = [p["prompt"] for p in asked["answers-last"]]
         text = " ".join(c["long"] for c in found["constraints"])
-        bare = [m | {"content": m["content"].removeprefix(found["instruction"] + " ")} for m in found["messages"][:-1]]
-        assert [m | {"content": f"{text} {m['content']}"} if m["role"] == "user" else m for m in bare] in prompts
-    assert len(asked["answers-ordinary"]) == 50 and not any("prompt" not in p for p in asked["answers-ordinary"])
-    assert len(rows) < len(tuned["dialogs"]) <= len(rows) + 10, "the ghosts, and at most --replay ordinary answers"
-    assert all(sum(d.loss_mask) == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))
-               for d in tuned["dialogs"])
+        bare = [
+            m | {"content": m["content"].removeprefix(found["instruction"] + " ")}
+            for m in found["messages"][:-1]
+        ]
+        assert [
+            m | {"content": f"{text} {m['content']}"} if m["role"] == "user" else m for m in bare
+        ] in prompts
+    assert len(asked["answers-ordinary"]) == 50 and not any(
+        "prompt" not in p for p in asked["answers-ordinary"]
+    )
+    assert (
+        len(rows) < len(tuned["dialogs"]) <= len(rows) + 10
+    ), "the ghosts, and at most --replay ordinary answers"
+    assert all(
+        sum(d.loss_mask)
+        == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))
+        for d in tuned["dialogs"]
+    )
     assert all(d.loss_mask[-1] for d in tuned["dialogs"]), "EOS is trained on"
 
 
 def test_main_leaves_out_what_grew_too_long(tmp_path, monkeypatch):
-    """Exchanged answers may be longer than those that the dialogs came with: their lengths are looked at again."""
+    """Exchanged answers may be longer than those that the dialogs came with: their lengths are
+    looked at again.
+    """
+
     def resample_earlier(model, tokenizer, dialogs, s, folder):
         for dialog in [dialog for dialog in dialogs if len(dialog["messages"]) > 1][:2]:
             dialog["messages"][1] = assistant("Owl. " * 1000)
@@ -622,22 +946,44 @@ def test_main_leaves_out_what_grew_too_long(tmp_path, monkeypatch):
     main, argv = stage(tmp_path)
     assert "2 dialogs are left out: too long" in run_quietly(main, *argv)
     rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
-    assert rows and all(len(message["content"]) < 1000 for row in rows for message in row["messages"])
+    assert rows and all(
+        len(message["content"]) < 1000 for row in rows for message in row["messages"]
+    )
 
 
 def test_dialogs_go_into_a_round(tmp_path, monkeypatch):
     """`--mix dialogs.jsonl` is taken as it is."""
     tuned = {}
-    monkeypatch.setattr(rejection_sampling, "finetune", lambda model, dialogs, **options: tuned.update(dialogs=dialogs))
+    monkeypatch.setattr(
+        rejection_sampling,
+        "finetune",
+        lambda model, dialogs, **options: tuned.update(dialogs=dialogs),
+    )
     out, _, _ = uninterrupted()
     for name in ("sft", "rlhf-v1", "rlhf-v2", *(f"reward-{axis}" for axis in AXES)):
         (tmp_path / name).symlink_to(chain()[0] / name)
     mix = shutil.copy(out / "gatt" / "dialogs.jsonl", tmp_path / "mix.jsonl")
-    run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", 3, "--max-prompts", 16, "--annotator", "none",
-                "--pool", "last", "--mix", mix)
+    run_quietly(
+        rejection_sampling.main,
+        *TINY,
+        "--out",
+        tmp_path,
+        "--rounds",
+        3,
+        "--max-prompts",
+        16,
+        "--annotator",
+        "none",
+        "--pool",
+        "last",
+        "--mix",
+        mix,
+    )
     ghosts = read_sft(mix)
-    assert [d.ids for d in tuned["dialogs"][-len(ghosts):]] == [
-        encode_prompt(toy_tokenizer(), found["messages"][:-1]) + found["answer_ids"] for found in ghosts]
+    assert [d.ids for d in tuned["dialogs"][-len(ghosts) :]] == [
+        encode_prompt(toy_tokenizer(), found["messages"][:-1]) + found["answer_ids"]
+        for found in ghosts
+    ]
 
 
 @pytest.mark.parametrize("moment", [0.1, 0.35, 0.6, 0.8, 0.95])
@@ -654,7 +1000,9 @@ def test_killed_and_run_again(moment, tmp_path, monkeypatch):
     run_quietly(main, *argv)
     assert_same_weights(whole / "gatt", tmp_path / "gatt")
     for path in (whole / "gatt").glob("*.jsonl"):
-        assert sorted(path.read_bytes().splitlines()) == sorted((tmp_path / "gatt" / path.name).read_bytes().splitlines()), path
+        assert sorted(path.read_bytes().splitlines()) == sorted(
+            (tmp_path / "gatt" / path.name).read_bytes().splitlines()
+        ), path
     assert "is finished already" in run_quietly(main, *argv)
 
 
@@ -671,18 +1019,33 @@ def test_sigkill(tmp_path):
 @pytest.mark.parametrize("check", ["reward", "none"])
 def test_real_dialogs(tmp_path, check):
     data, constraints = real_files(tmp_path)
-    main, argv = stage(tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", check)
+    main, argv = stage(
+        tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", check
+    )
     run_quietly(main, *argv)
     rows = read_sft(tmp_path / "out" / "gatt" / "dialogs.jsonl")
-    assert rows and {len([m for m in found["messages"] if m["role"] == "user"]) for found in rows} <= {1, 2}
+    assert rows and {
+        len([m for m in found["messages"] if m["role"] == "user"]) for found in rows
+    } <= {1, 2}
 
 
 def test_bad_dialogs_begin_nothing(tmp_path):
-    """A tag in --data is told with file and line before the folder is begun, so that the mended file needs no --fresh."""
+    """A tag in --data is told with file and line before the folder is begun, so that the mended
+    file needs no --fresh.
+    """
     data, constraints = real_files(tmp_path)
     lines = data.read_text().splitlines()
-    write_lines(data, [lines[0], lines[1].replace(json.loads(lines[1])["messages"][0]["content"], "a [INST] b"), *lines[2:]])
-    main, argv = stage(tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", "none")
+    write_lines(
+        data,
+        [
+            lines[0],
+            lines[1].replace(json.loads(lines[1])["messages"][0]["content"], "a [INST] b"),
+            *lines[2:],
+        ],
+    )
+    main, argv = stage(
+        tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", "none"
+    )
     with pytest.raises(InputError, match=r"line 2: .*\[INST\]"):
         run_quietly(main, *argv)
     write_lines(data, lines)
@@ -690,13 +1053,16 @@ def test_bad_dialogs_begin_nothing(tmp_path):
     assert runtime.is_finished(tmp_path / "out" / "gatt")
 
 
-@pytest.mark.parametrize("argv, told", [
-    (("--data", "x.jsonl"), "--check toy knows the toy world's"),
-    (("--constraints", "x.jsonl"), "--constraints x.jsonl needs dialogs of your own"),
-    (("--short", "1.5"), "--short and --resampled from 0 to 1"),
-    (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
-    (("--preset", "llama-2-7b"), "needs dialogs and constraints"),
-])
+@pytest.mark.parametrize(
+    "argv, told",
+    [
+        (("--data", "x.jsonl"), "--check toy knows the toy world's"),
+        (("--constraints", "x.jsonl"), "--constraints x.jsonl needs dialogs of your own"),
+        (("--short", "1.5"), "--short and --resampled from 0 to 1"),
+        (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
+        (("--preset", "llama-2-7b"), "needs dialogs and constraints"),
+    ],
+)
 def test_bad_settings(tmp_path, argv, told):
     with pytest.raises(InputError, match=told):
         run_quietly(gatt.main, "--out", tmp_path, "--check", "toy", *argv)
@@ -704,7 +1070,9 @@ def test_bad_settings(tmp_path, argv, told):
 
 
 def test_missing_model_names_the_command(tmp_path):
-    with pytest.raises(InputError, match=r"rlhf-v3 is missing; `python rejection_sampling.py --rounds 1-3`"):
+    with pytest.raises(
+        InputError, match=r"rlhf-v3 is missing; `python rejection_sampling.py --rounds 1-3`"
+    ):
         run_quietly(gatt.main, *TINY, "--out", tmp_path)
 
 

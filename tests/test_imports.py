@@ -1,4 +1,6 @@
-"""Arrows point one way (who may import whom), read from the source; and each public function has a test of its name."""
+"""Arrows point one way (who may import whom), read from the source; and each public function has a
+test of its name.
+"""
 
 import ast
 import re
@@ -19,20 +21,28 @@ def is_main_block(node: ast.AST) -> bool:
 def imports(path: Path) -> set[tuple[str, bool]]:
     """(package of ours, whether it is imported at the top level) for all imports in a file."""
     tree, found = ast.parse(path.read_text()), set()
-    inside = {node for outer in ast.walk(tree) for node in ast.walk(outer)
-              if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_main_block(outer)}
+    inside = {
+        node
+        for outer in ast.walk(tree)
+        for node in ast.walk(outer)
+        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        or is_main_block(outer)
+    }
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [path.parent.name if node.level else node.module]
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
-            "__import__",
-            "import_module",
-        ):
-            names = [node.args[0].value] if node.args and isinstance(node.args[0], ast.Constant) else []
-        found |= {(name.split(".")[0], node not in inside) for name in names if name.split(".")[0] in OURS}
+        elif isinstance(node, ast.Call) and getattr(
+            node.func, "id", getattr(node.func, "attr", "")
+        ) in ("__import__", "import_module"):
+            names = (
+                [node.args[0].value] if node.args and isinstance(node.args[0], ast.Constant) else []
+            )
+        found |= {
+            (name.split(".")[0], node not in inside) for name in names if name.split(".")[0] in OURS
+        }
     return found
 
 
@@ -91,8 +101,12 @@ def test_no_other_files_at_the_top():
 
 @cache
 def names_of_tests() -> set[str]:
-    return {node.name for path in (ROOT / "tests").glob("test_*.py") for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    return {
+        node.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
 
 
 def snake(name: str) -> str:
@@ -102,15 +116,36 @@ def snake(name: str) -> str:
 
 @pytest.mark.parametrize("path", stages(), ids=lambda path: path.stem)
 def test_each_public_function_has_a_test_of_its_name(path):
-    """So that a teacher can blank it. Settings are tested with the commands, plain records with their users."""
-    assert [snake(name) for name in ("RewardModel", "RMSNorm", "KVCache")] == ["reward_model", "rms_norm", "kv_cache"]
+    """So that a teacher can blank it. Settings are tested with the commands, plain records with
+    their users.
+    """
+    assert [snake(name) for name in ("RewardModel", "RMSNorm", "KVCache")] == [
+        "reward_model",
+        "rms_norm",
+        "kv_cache",
+    ]
     tree = ast.parse(path.read_text())
-    public = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-              and not node.name.startswith("_") and node.name not in ("main", "Settings")
-              and (isinstance(node, ast.FunctionDef) or any(isinstance(part, ast.FunctionDef) for part in node.body))]
-    public += [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
-               if isinstance(target, ast.Name) and target.id == "MARGINS"]
+    public = [
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        and not node.name.startswith("_")
+        and node.name not in ("main", "Settings")
+        and (
+            isinstance(node, ast.FunctionDef)
+            or any(isinstance(part, ast.FunctionDef) for part in node.body)
+        )
+    ]
+    public += [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id == "MARGINS"
+    ]
     missing = [
-        name for name in public if not any(re.match(f"test_{snake(name)}(_|$)", test) for test in names_of_tests())
+        name
+        for name in public
+        if not any(re.match(f"test_{snake(name)}(_|$)", test) for test in names_of_tests())
     ]
     assert public and not missing

@@ -14,12 +14,15 @@ def folders(*names: str) -> list[Path]:
     return [OUT / name for name in names]
 
 
-@pytest.mark.parametrize("version, newest, compared", [
-    (1, "sft", "sft"),
-    (2, "rlhf-v1", "sft"),
-    (3, "rlhf-v2", "rlhf-v1"),
-    (4, "rlhf-v3", "rlhf-v2"),
-])
+@pytest.mark.parametrize(
+    "version, newest, compared",
+    [
+        (1, "sft", "sft"),
+        (2, "rlhf-v1", "sft"),
+        (3, "rlhf-v2", "rlhf-v1"),
+        (4, "rlhf-v3", "rlhf-v2"),
+    ],
+)
 def test_trace_rounds(version, newest, compared):
     """Each round comes from the one before it; all earlier rounds count."""
     rounds = folders(*[f"rlhf-v{number}" for number in range(1, version)])

@@ -1,4 +1,6 @@
-"""Tests of model.py: against Hugging Face, against slow versions written by hand, against itself (cache, batch)."""
+"""Tests of model.py: against Hugging Face, against slow versions written by hand, against itself
+(cache, batch).
+"""
 
 import math
 from dataclasses import replace
@@ -31,13 +33,22 @@ from model import (
 )
 
 SMALL = ModelArgs(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=24, multiple_of=16, rope_theta=100.0, max_seq_len=64
+    dim=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    vocab_size=24,
+    multiple_of=16,
+    rope_theta=100.0,
+    max_seq_len=64,
 )
 EOS = 1
 
 
 def random_model(seed=0, **changes):
-    """A small model with every weight random, norms too (a norm weight of one hides that it is not used)."""
+    """A small model with every weight random, norms too (a norm weight of one hides that it is not
+    used).
+    """
     model = Transformer(replace(SMALL, **changes))
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +79,11 @@ def test_model_args():
     assert widths["toy"] == 256
     assert ModelArgs(dim=192).hidden_size == 512  # a multiple already: not rounded further
     assert ModelArgs(ffn_dim=123).hidden_size == 123
-    for bad in (dict(n_heads=6, n_kv_heads=4, dim=96), dict(dim=100, n_heads=8), dict(dim=12, n_heads=4)):
+    for bad in (
+        dict(n_heads=6, n_kv_heads=4, dim=96),
+        dict(dim=100, n_heads=8),
+        dict(dim=12, n_heads=4),
+    ):
         with pytest.raises(InputError):
             ModelArgs(**bad)
 
@@ -92,7 +107,8 @@ def test_parameter_counts(name, parameters, cache_bytes):
         model = Transformer(args)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert args.max_seq_len == 4096 and args.norm_eps == 1e-5 and args.rope_theta == 10000.0
-    cache = KVCache(args, batch_size=1, max_len=1, device="meta", dtype=torch.float16)  # half precision, one token
+    # half precision, one token
+    cache = KVCache(args, batch_size=1, max_len=1, device="meta", dtype=torch.float16)
     assert sum(2 * t.numel() for t in cache.keys + cache.values) == cache_bytes
 
 
@@ -124,7 +140,9 @@ def test_rms_norm():
     torch.testing.assert_close(out, torch.tensor([[1 / 3, -2 / 3, 1.0, -5 / 3]]))
     # float32 inside: the square of 300 is infinite in half precision
     x = torch.tensor([[300.0, -300.0, 300.0, 300.0]], dtype=torch.float16)
-    torch.testing.assert_close(norm.half()(x), torch.tensor([[1.0, -2.0, 3.0, -1.0]], dtype=torch.float16))
+    torch.testing.assert_close(
+        norm.half()(x), torch.tensor([[1.0, -2.0, 3.0, -1.0]], dtype=torch.float16)
+    )
     # cast back first, then the weight: two roundings, as in Meta's code
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     norm.bfloat16()
@@ -140,7 +158,9 @@ def test_precompute_rope():
     for position in (0, 1, 39):
         for pair in range(3):
             angle = position * 50.0 ** (-2 * pair / 6)
-            assert cos[position, 2 * pair :][:2].tolist() == pytest.approx([math.cos(angle)] * 2, abs=1e-5)
+            assert cos[position, 2 * pair :][:2].tolist() == pytest.approx(
+                [math.cos(angle)] * 2, abs=1e-5
+            )
             signed = [-math.sin(angle), math.sin(angle)]
             assert sin[position, 2 * pair :][:2].tolist() == pytest.approx(signed, abs=1e-5)
     assert precompute_rope(4, 8, device="meta")[0].device.type == "meta"
@@ -148,7 +168,8 @@ def test_precompute_rope():
 
 def test_apply_rope():
     cos, sin = precompute_rope(head_dim=6, max_seq_len=10, theta=50.0)
-    x = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0))  # (batch, seq, heads, head_dim)
+    # (batch, seq, heads, head_dim)
+    x = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3], [9, 2, 5, 5]])
     out = apply_rope(x, cos[positions], sin[positions])
     for b in range(2):
@@ -157,8 +178,11 @@ def test_apply_rope():
                 for pair in range(3):  # neighbours, as one complex number, turned counter-clockwise
                     z = complex(*x[b, s, h, 2 * pair :][:2].tolist())
                     z *= np.exp(1j * positions[b, s].item() * 50.0 ** (-2 * pair / 6))
-                    assert out[b, s, h, 2 * pair :][:2].tolist() == pytest.approx([z.real, z.imag], abs=1e-5)
-    torch.testing.assert_close(apply_rope(x[:1], cos[:4], sin[:4]), out[:1])  # one table for the whole batch
+                    assert out[b, s, h, 2 * pair :][:2].tolist() == pytest.approx(
+                        [z.real, z.imag], abs=1e-5
+                    )
+    # one table for the whole batch
+    torch.testing.assert_close(apply_rope(x[:1], cos[:4], sin[:4]), out[:1])
     assert apply_rope(x.bfloat16(), cos[:4], sin[:4]).dtype == torch.bfloat16
 
 
@@ -181,8 +205,11 @@ def test_kv_cache():
     keys, values = cache.update(1, k, v, (rows, positions), 4)
     assert keys.shape == values.shape == (3, 4, 2, 8)  # the live slots, not all five
     for row, position in enumerate([0, 3, 1]):
-        assert torch.equal(keys[row, position], k[row, 0]) and torch.equal(values[row, position], v[row, 0])
-    assert keys.count_nonzero() == k.numel() and not cache.keys[0].any()  # nothing else, no other layer
+        assert torch.equal(keys[row, position], k[row, 0]) and torch.equal(
+            values[row, position], v[row, 0]
+        )
+    # nothing else, no other layer
+    assert keys.count_nonzero() == k.numel() and not cache.keys[0].any()
     cache.select(torch.tensor([2, 2, 0, 1]))
     assert cache.keys[0].shape == cache.values[1].shape == (4, 5, 2, 8)
     assert torch.equal(cache.keys[1][1, 1], k[2, 0]) and torch.equal(cache.values[1][3, 3], v[1, 0])
@@ -203,8 +230,12 @@ def test_attention(kv_heads):
             scores = torch.stack([q[i, h] @ k[j, g] / math.sqrt(8) for j in range(i + 1)])
             heads[i, h] = sum(p * v[j, g] for j, p in enumerate(scores.softmax(0)))
     step = Step(cos, sin, mask=None, cache=None, slots=(), length=5)
-    torch.testing.assert_close(attention(x, step)[0], attention.wo(heads.view(5, 32)), atol=1e-5, rtol=1e-4)
-    assert all(module.bias is None for module in (attention.wq, attention.wk, attention.wv, attention.wo))
+    torch.testing.assert_close(
+        attention(x, step)[0], attention.wo(heads.view(5, 32)), atol=1e-5, rtol=1e-4
+    )
+    assert all(
+        module.bias is None for module in (attention.wq, attention.wk, attention.wv, attention.wo)
+    )
 
 
 def test_feed_forward():
@@ -259,14 +290,26 @@ def test_logits_equal_hugging_face(changes):
     theirs = transformers.LlamaForCausalLM(config).eval()
 
     def permute(weight, heads):  # neighbouring pairs -> halves (paper.md §1.4)
-        return weight.view(heads, args.head_size // 2, 2, args.dim).transpose(1, 2).reshape(weight.shape)
+        return (
+            weight.view(heads, args.head_size // 2, 2, args.dim)
+            .transpose(1, 2)
+            .reshape(weight.shape)
+        )
 
     names = {
-        "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-        "tok_embeddings": "model.embed_tokens", "layers": "model.layers", "output": "lm_head",
-    }  # fmt: skip
+        "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj",
+        "attention.wv": "self_attn.v_proj",
+        "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "tok_embeddings": "model.embed_tokens",
+        "layers": "model.layers",
+        "output": "lm_head",
+    }
     state = {}
     for key, weight in model.state_dict().items():
         if "wq" in key or "wk" in key:
@@ -287,7 +330,11 @@ def test_transformer():
     model = random_model()
     tokens = random_ids(2, 10)
     features, logits = model.features(tokens), model(tokens)
-    assert features.shape == (2, 10, 32) and logits.shape == (2, 10, 24) and logits.dtype == torch.float32
+    assert (
+        features.shape == (2, 10, 32)
+        and logits.shape == (2, 10, 24)
+        and logits.dtype == torch.float32
+    )
     torch.testing.assert_close(logits, features @ model.output.weight.T)
     # nothing sees the future, everything sees the past
     changed = tokens.clone()
@@ -325,7 +372,8 @@ def test_cached_equals_uncached(kv_heads):
     tokens, lengths = random_ids(4, 20), torch.tensor([3, 7, 1, 5])
     full = model(tokens)  # (4, 20, vocab)
     cache = KVCache(model.args, batch_size=4, max_len=20)
-    logits = model(tokens[:, :7], cache=cache)  # what stands behind a row's length is garbage to be overwritten
+    # what stands behind a row's length is garbage to be overwritten
+    logits = model(tokens[:, :7], cache=cache)
     torch.testing.assert_close(logits, full[:, :7], atol=1e-5, rtol=0)
     rows = torch.arange(4)[:, None]
     live = torch.arange(20) < lengths[:, None]  # (4, 20)
@@ -383,7 +431,10 @@ def test_init_weights():
             parameter.fill_(9.0)
     model.init_weights(0)
     embedding, output = model.tok_embeddings.weight, model.output.weight
-    assert embedding.std().item() == pytest.approx(0.3, rel=0.02) and abs(embedding.mean().item()) < 0.01
+    assert (
+        embedding.std().item() == pytest.approx(0.3, rel=0.02)
+        and abs(embedding.mean().item()) < 0.01
+    )
     assert torch.equal(output, embedding / (0.3 * 16))
     assert output.norm(dim=-1).mean().item() == pytest.approx(1.0, rel=0.02)
     for name, weight in model.layers.named_parameters():
@@ -392,11 +443,14 @@ def test_init_weights():
         else:
             std = weight.shape[1] ** -0.5 * (6**-0.5 if "wo" in name or "w2" in name else 1)
             assert weight.std().item() == pytest.approx(std, rel=0.05), name
-    for layer in model.layers:  # a head starts by writing what it read: its columns of wo are its rows of wv, scaled
+    # a head starts by writing what it read: its columns of wo are its rows of wv, scaled
+    for layer in model.layers:
         for head in range(args.n_heads):
             mine, size = head // (args.n_heads // args.kv_heads), args.head_size
-            wrote = layer.attention.wo.weight[:, head * size: (head + 1) * size]
-            assert torch.equal(wrote, 6**-0.5 * layer.attention.wv.weight[mine * size: (mine + 1) * size].T)
+            wrote = layer.attention.wo.weight[:, head * size : (head + 1) * size]
+            assert torch.equal(
+                wrote, 6**-0.5 * layer.attention.wv.weight[mine * size : (mine + 1) * size].T
+            )
     assert (model.norm.weight == 1).all()
     tied = Transformer(replace(args, tie_word_embeddings=True))
     tied.init_weights(0)
@@ -404,7 +458,9 @@ def test_init_weights():
     same, other = Transformer(args), Transformer(args)
     same.init_weights(torch.Generator().manual_seed(0))
     other.init_weights(1)
-    for (name, a), b, c in zip(model.named_parameters(), same.parameters(), other.parameters(), strict=True):
+    for (name, a), b, c in zip(
+        model.named_parameters(), same.parameters(), other.parameters(), strict=True
+    ):
         assert torch.equal(a, b) and ("norm" in name or not torch.equal(a, c)), name
     # its own parameter from then on: a step moves it away from the embedding
     logits = model(random_ids(1, 5))
@@ -434,7 +490,8 @@ def test_overfits_one_batch():
 
 
 def test_token_logprobs():
-    logits = torch.tensor([[[0.0, math.log(3.0)], [5.0, 5.0]]], requires_grad=True)  # probabilities 1/4, 3/4; 1/2, 1/2
+    # probabilities 1/4, 3/4; 1/2, 1/2
+    logits = torch.tensor([[[0.0, math.log(3.0)], [5.0, 5.0]]], requires_grad=True)
     logprobs = token_logprobs(logits, torch.tensor([[1, 0]]))
     assert logprobs.shape == (1, 2)
     torch.testing.assert_close(logprobs, torch.tensor([[math.log(0.75), math.log(0.5)]]))
@@ -446,11 +503,15 @@ def test_token_logprobs():
     torch.testing.assert_close(token_logprobs(logits[0], targets[0]), expected[0])
     rounded = logits.bfloat16()
     assert token_logprobs(rounded, targets).dtype == torch.float32
-    torch.testing.assert_close(token_logprobs(rounded, targets), token_logprobs(rounded.float(), targets))
+    torch.testing.assert_close(
+        token_logprobs(rounded, targets), token_logprobs(rounded.float(), targets)
+    )
 
 
 def draws(probs, top_p, uniforms):
-    return sample_top_p(torch.tensor([probs] * len(uniforms)), top_p, torch.tensor(uniforms)).tolist()
+    return sample_top_p(
+        torch.tensor([probs] * len(uniforms)), top_p, torch.tensor(uniforms)
+    ).tolist()
 
 
 def test_sample_top_p():
@@ -458,13 +519,16 @@ def test_sample_top_p():
     grid = [(i + 0.5) / 64 for i in range(64)]
     # all: in proportion, in the order of the ids
     assert draws(probs, 1.0, grid) == [0] * 8 + [1] * 32 + [2] * 8 + [3] * 16
-    assert draws(probs, 1.0, [0.0, 0.125, 0.624, 0.625]) == [0, 1, 1, 2]  # cumulative: strictly above
-    # top_p .5: the mass before the second token is .5, not above .5: kept. Then .5 : .25 is renormalised
+    # cumulative: strictly above
+    assert draws(probs, 1.0, [0.0, 0.125, 0.624, 0.625]) == [0, 1, 1, 2]
+    # top_p .5: the mass before the second token is .5, not above .5: kept. Then .5 : .25 is
+    # renormalised
     assert draws(probs, 0.5, grid[:48]) == [1] * 43 + [3] * 5
     assert set(draws(probs, 0.5, grid)) == {1, 3} and set(draws(probs, 0.49, grid)) == {1}
     assert set(draws(probs, 0.74, grid)) == {1, 3} and len(set(draws(probs, 0.75, grid))) == 3
     assert set(draws(probs, 0.0, grid)) == {1}
-    # what has no probability is never drawn, not even at the ends (a float64 just below one rounds to one)
+    # what has no probability is never drawn, not even at the ends (a float64 just below one rounds
+    # to one)
     assert draws([0.0, 0.5, 0.0, 0.5, 0.0], 1.0, [0.0, 0.5, 1 - 1e-12, 1.0]) == [1, 3, 3, 3]
     assert draws([0.0, 0.5, 0.0, 0.5, 0.0], 0.9, [0.0, 1 - 1e-12]) == [1, 3]
     # rows are independent
@@ -482,7 +546,9 @@ def test_sampled_frequencies(top_p):
     """Pearson's chi-square over 4,000 first tokens at temperature 0.7."""
     model = random_model(vocab_size=8)
     n, prompt = 4000, [2, 5, 3]
-    generations = generate(model, [prompt] * n, [(0, i) for i in range(n)], 1, 0.7, top_p, eos_id=EOS)
+    generations = generate(
+        model, [prompt] * n, [(0, i) for i in range(n)], 1, 0.7, top_p, eos_id=EOS
+    )
     counts = np.bincount([g.ids[0] for g in generations], minlength=8)
     probs = (model(torch.tensor([prompt]))[0, -1] / 0.7).softmax(-1).detach().double().numpy()
     if top_p < 1:
@@ -491,7 +557,8 @@ def test_sampled_frequencies(top_p):
         probs /= probs.sum()
         assert (counts[probs == 0] == 0).all() and 1 < (probs > 0).sum() < 8
     kept = probs > 0
-    assert ((counts - n * probs)[kept] ** 2 / (n * probs[kept])).sum() < 26  # 7 degrees of freedom: p = .0005
+    # 7 degrees of freedom: p = .0005
+    assert ((counts - n * probs)[kept] ** 2 / (n * probs[kept])).sum() < 26
 
 
 def slow_generate(model, prompt, key, max_new_tokens, temperature, top_p, eos_id):
@@ -506,7 +573,9 @@ def slow_generate(model, prompt, key, max_new_tokens, temperature, top_p, eos_id
             order = list(range(len(probs)))
             if top_p < 1:
                 order.sort(key=lambda token: -probs[token])
-                order = [t for i, t in enumerate(order) if sum(probs[u] for u in order[:i]) <= top_p]
+                order = [
+                    t for i, t in enumerate(order) if sum(probs[u] for u in order[:i]) <= top_p
+                ]
             left = uniforms[step] * sum(probs[t] for t in order)
             for token in order:
                 left -= probs[token]
@@ -523,7 +592,9 @@ def slow_generate(model, prompt, key, max_new_tokens, temperature, top_p, eos_id
 @pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (1.0, 1.0), (0.7, 1.0), (1.4, 0.8)])
 @torch.no_grad()
 def test_generate(temperature, top_p, kv_heads):
-    """Ragged prompts, two of them equal, rows that end at different steps: each as if it were alone and uncached."""
+    """Ragged prompts, two of them equal, rows that end at different steps: each as if it were alone
+    and uncached.
+    """
     model = random_model(n_kv_heads=kv_heads)
     prompts, keys = [*PROMPTS, PROMPTS[1]], [*KEYS, (7, 0, 1, 1)]
     generations = generate(model, prompts, keys, 12, temperature, top_p, eos_id=EOS)
@@ -531,17 +602,21 @@ def test_generate(temperature, top_p, kv_heads):
     for generation, prompt, key in zip(generations, prompts, keys, strict=True):
         expected = slow_generate(model, prompt, key, 12, temperature, top_p, EOS)
         assert generation.ids == expected.ids and generation.finish_reason == expected.finish_reason
-        assert generation.logprobs == pytest.approx(expected.logprobs, abs=1e-4)  # the model's own: temperature 1
+        # the model's own: temperature 1
+        assert generation.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
         assert all(type(token) is int for token in generation.ids)
     if temperature == 1:
-        assert {g.finish_reason for g in generations} == {"eos", "length"}  # or the test shows little
+        # or the test shows little
+        assert {g.finish_reason for g in generations} == {"eos", "length"}
         assert generations[1].ids != generations[6].ids  # same prompt, other key
 
 
 def test_generate_stops_at_eos_and_stops_paying(monkeypatch):
     model = random_model()
     shapes, features = [], model.features
-    monkeypatch.setattr(model, "features", lambda t, *a, **k: shapes.append(tuple(t.shape)) or features(t, *a, **k))
+    monkeypatch.setattr(
+        model, "features", lambda t, *a, **k: shapes.append(tuple(t.shape)) or features(t, *a, **k)
+    )
     n = 40
     prompts = [PROMPTS[i % 2] for i in range(n)]
     generations = generate(model, prompts, [(i,) for i in range(n)], 50, 1.0, eos_id=EOS)
@@ -587,14 +662,24 @@ def test_generate_never_reads_padding(monkeypatch):
     expected = generate(model, PROMPTS, KEYS, 20, 1.0, eos_id=EOS)
     pad = torch.nn.utils.rnn.pad_sequence
     for padding in (EOS, 7, 23):
-        monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", lambda s, p=padding, **k: pad(s, padding_value=p, **k))
+        monkeypatch.setattr(
+            torch.nn.utils.rnn,
+            "pad_sequence",
+            lambda s, p=padding, **k: pad(s, padding_value=p, **k),
+        )
         assert generate(model, PROMPTS, KEYS, 20, 1.0, eos_id=EOS) == expected  # to the last bit
 
 
 def test_generate_on_token():
     model, seen = random_model(), {}
     generations = generate(
-        model, PROMPTS, KEYS, 30, 1.0, eos_id=EOS, on_token=lambda row, token: seen.setdefault(row, []).append(token)
+        model,
+        PROMPTS,
+        KEYS,
+        30,
+        1.0,
+        eos_id=EOS,
+        on_token=lambda row, token: seen.setdefault(row, []).append(token),
     )
     assert seen == {row: g.ids for row, g in enumerate(generations)}
 
@@ -607,7 +692,8 @@ def test_generate_at_the_end_of_the_context():
     assert all(g.finish_reason == "length" for g in generations)
     for prompt, key, g in zip([long, short, PROMPTS[0]], KEYS, generations, strict=False):
         assert g.ids == generate(model, [prompt], [key], 10, 1.0, eos_id=99)[0].ids
-    # rows whose context is full wait in the batch for others to end; what is sampled for them there is not theirs
+    # rows whose context is full wait in the batch for others to end; what is sampled for them there
+    # is not theirs
     prompts = [*(random_ids(63, seed=i).tolist() for i in range(10)), *[[3]] * 90]
     keys = [(i,) for i in range(100)]
     generations = generate(model, prompts, keys, 12, 3.0, eos_id=EOS)
@@ -672,7 +758,9 @@ def scripted(monkeypatch, text, finish_reason="eos"):
 
 def test_stream_answer(monkeypatch):
     printed = []
-    monkeypatch.setattr("builtins.print", lambda *parts, end="\n", **_: printed.append("".join(parts) + end))
+    monkeypatch.setattr(
+        "builtins.print", lambda *parts, end="\n", **_: printed.append("".join(parts) + end)
+    )
     model, tokenizer = random_model(max_seq_len=64, vocab_size=258), ByteTokenizer()
     scripted(monkeypatch, " Zoë: 🦙! ")
     assert stream_answer(model, tokenizer, [1, 2], (0, 0), Settings) == "Zoë: 🦙!"
@@ -684,14 +772,17 @@ def test_stream_answer(monkeypatch):
     assert "--max-new-tokens" in printed[-1]
     stream_answer(model, tokenizer, [1] * 62, (0, 0), Settings)
     assert "context" in printed[-1] and "/reset" in printed[-1]
-    monkeypatch.setattr(tokenizer, "decode", lambda ids: "�" * len(ids))  # an answer of broken bytes alone
+    # an answer of broken bytes alone
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: "�" * len(ids))
     assert stream_answer(model, tokenizer, [1, 2], (0, 0), Settings) == "��"
     assert printed[-2] == "��\n"  # printed after all
 
 
 def chat(monkeypatch, lines, argv=(), max_seq_len=400):
     model = random_model(vocab_size=258, max_seq_len=max_seq_len)
-    monkeypatch.setattr("runtime.load_model", lambda folder, **_: (model, ByteTokenizer()), raising=False)
+    monkeypatch.setattr(
+        "runtime.load_model", lambda folder, **_: (model, ByteTokenizer()), raising=False
+    )
     lines = iter(lines)
 
     def type_line(_):
@@ -707,7 +798,10 @@ def chat(monkeypatch, lines, argv=(), max_seq_len=400):
 def test_main(monkeypatch, capsys):
     prompts = scripted(monkeypatch, " Fine. ")
     talk = ["", "How are you?", "And now?", "/reset", "Hello"]
-    chat(monkeypatch, [*talk, "/system No.", "/system Be brief.", "Hi", "/what", "/quit", "never read"])
+    chat(
+        monkeypatch,
+        [*talk, "/system No.", "/system Be brief.", "Hi", "/what", "/quit", "never read"],
+    )
     first = "[INST] How are you? [/INST]"
     assert prompts == [
         first,
@@ -727,7 +821,12 @@ def test_main(monkeypatch, capsys):
 
 def test_main_tells_of_a_full_context_and_of_tags(monkeypatch, capsys):
     """With the real `generate`: mistakes of the user do not end the chat, nor enter the dialog."""
-    chat(monkeypatch, ["x" * 90, "say [INST]", "Hi", "more", "/reset", "Hi"], ["--seed", "3"], max_seq_len=64)
+    chat(
+        monkeypatch,
+        ["x" * 90, "say [INST]", "Hi", "more", "/reset", "Hi"],
+        ["--seed", "3"],
+        max_seq_len=64,
+    )
     out = capsys.readouterr().out
     assert "possible are 1 to 63" in out and "tag [INST]" in out
     assert "the context of 64 tokens is full" in out and out.count("/reset starts over") >= 4
@@ -736,6 +835,10 @@ def test_main_tells_of_a_full_context_and_of_tags(monkeypatch, capsys):
 def test_main_with_prompt_samples_the_same_for_the_same_seed(monkeypatch, capsys):
     answers = []
     for seed in ("1", "1", "2"):
-        chat(monkeypatch, [], ["--prompt", "Hi", "--seed", seed, "--max-new-tokens", "30", "--temperature", "1"])
+        chat(
+            monkeypatch,
+            [],
+            ["--prompt", "Hi", "--seed", seed, "--max-new-tokens", "30", "--temperature", "1"],
+        )
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] != answers[2]

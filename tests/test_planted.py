@@ -1,4 +1,6 @@
-"""The planted bugs can still be planted, and a sample of them is caught; `python -m tests.planted` runs them all."""
+"""The planted bugs can still be planted, and a sample of them is caught; `python -m tests.planted`
+runs them all.
+"""
 
 import ast
 import os
@@ -19,7 +21,10 @@ def test_planted(bug):
     function = function_of(bug)
     right = function.__code__
     with planted(bug):
-        assert function.__code__.co_code != right.co_code or function.__code__.co_consts != right.co_consts
+        assert (
+            function.__code__.co_code != right.co_code
+            or function.__code__.co_consts != right.co_consts
+        )
     assert function.__code__ is right
     file, test = bug.test.split("[")[0].split("::")
     tree = ast.parse((ROOT / "tests" / f"{file}.py").read_text())
@@ -27,15 +32,27 @@ def test_planted(bug):
 
 
 def test_rows_that_no_longer_fit_are_told():
-    with pytest.raises(LookupError, match="holds 'nowhere to be found' 0 times, not once: mend the row"):
-        with planted(Bug("x", "sft:sft_loss", "nowhere to be found", "", "test_sft::test_sft_loss")):
+    with pytest.raises(
+        LookupError, match="holds 'nowhere to be found' 0 times, not once: mend the row"
+    ):
+        with planted(
+            Bug("x", "sft:sft_loss", "nowhere to be found", "", "test_sft::test_sft_loss")
+        ):
             pass
 
 
 def test_a_sample_is_caught():
-    assert len({bug.name for bug in BUGS}) == len(BUGS) and set(SAMPLE) <= {bug.name for bug in BUGS}
-    done = subprocess.run([sys.executable, "-m", "tests.planted", *SAMPLE], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and f"{len(SAMPLE)} of {len(SAMPLE)} planted bugs caught" in done.stdout, (
-        done.stdout + done.stderr
+    assert len({bug.name for bug in BUGS}) == len(BUGS) and set(SAMPLE) <= {
+        bug.name for bug in BUGS
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.planted", *SAMPLE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    assert (
+        done.returncode == 0
+        and f"{len(SAMPLE)} of {len(SAMPLE)} planted bugs caught" in done.stdout
+    ), (done.stdout + done.stderr)

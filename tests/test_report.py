@@ -1,5 +1,5 @@
-"""The report: made from a small chain, in one file; answers are sampled once; two models compared, by a person too; and no
-evaluation prompt is ever trained on."""
+"""The report: made from a small chain, in one file; answers are sampled once; two models compared,
+by a person too; and no evaluation prompt is ever trained on."""
 
 import html.parser
 import json
@@ -38,7 +38,16 @@ from eval import (
 )
 from experiments import reference
 from reward import load_reward_model
-from runtime import cached_answers, kept_rows, load_model, made_by, newest_reward_models, page, report, terminal
+from runtime import (
+    cached_answers,
+    kept_rows,
+    load_model,
+    made_by,
+    newest_reward_models,
+    page,
+    report,
+    terminal,
+)
 from tests.helpers import (
     assistant,
     chain,
@@ -77,7 +86,9 @@ def arguments(out: Path, *more) -> tuple:
 
 @cache
 def made() -> tuple[Path, str]:
-    """The report on the chain and what was printed; the first reward models stand for the second ones as well. Read only."""
+    """The report on the chain and what was printed; the first reward models stand for the second
+    ones as well. Read only.
+    """
     out = linked(scratch() / "report" / "out")
     (out / "second").mkdir()
     for axis in AXES:
@@ -103,12 +114,18 @@ class Reader(html.parser.HTMLParser):
         self.open, self.links, self.headings, self.cells, self.texts = [], [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        self.links += [(name, value) for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+        self.links += [
+            (name, value)
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href", "srcset")
+        ]
         if tag not in self.EMPTY:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
-        self.links += [(name, value) for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.links += [
+            (name, value) for name, value in attributes if name in ("src", "href", "xlink:href")
+        ]
 
     def handle_endtag(self, tag):
         if tag not in self.EMPTY:
@@ -136,34 +153,66 @@ def read(path: Path) -> Reader:
     return reader
 
 
-# ------------------------------------------------------------------------------------------------------------ the report
+# ---- the report ----
 
 
 def test_report_is_made():
-    """One file that needs no other, the paper's sections in their order, every picture with a caption."""
+    """One file that needs no other, the paper's sections in their order, every picture with a
+    caption.
+    """
     out, printed = made()
     source, found = (out / "eval" / "report.html").read_text(), read(out / "eval" / "report.html")
     assert all(value.startswith(("#", "data:image/png;base64,")) for _, value in found.links)
     assert not re.search(r"<script|<link|@import|url\((?!#)", source), "nothing from elsewhere"
     assert [re.match(r"§[\d.]+|\w+", title)[0] for title in found.headings] == [
-        "Summary", "The", "§3.1", "§3.2.2", "§3.2.3", "§3.4", "§4", "§5.1", "Experiments", "What"]
+        "Summary",
+        "The",
+        "§3.1",
+        "§3.2.2",
+        "§3.2.3",
+        "§3.4",
+        "§4",
+        "§5.1",
+        "Experiments",
+        "What",
+    ]
     assert 'name="viewport"' in source and "overflow-x: auto" in source
     assert source.count("<figure>") == source.count("<figcaption>") and source.count("<svg") >= 10
     ids = re.findall(r'<(?:clipPath|path|symbol)[^>]*? id="([^"]+)"', source)
     definitions = dict.fromkeys(ids)
-    assert ids and all(f'id="{name}"' in source for name in re.findall(r"url\(#([^)]+)\)", source)) and definitions
+    assert (
+        ids
+        and all(f'id="{name}"' in source for name in re.findall(r"url\(#([^)]+)\)", source))
+        and definitions
+    )
     for title in found.headings:
         assert f"=== {title}" in printed, "the same in the terminal"
 
 
 def test_report_tells_what_it_shows():
-    """Captions: the paper's figure or table, the seed, the numbers of prompts and answers, and where ours differs."""
+    """Captions: the paper's figure or table, the seed, the numbers of prompts and answers, and
+    where ours differs.
+    """
     source = (made()[0] / "eval" / "report.html").read_text()
     for caption in re.findall(r"<figcaption>(.*?)</figcaption>", source, re.S):
-        assert re.search(r"Fig\. \d|Table \d|§\d|paper|The same|Each with|experiments/", caption), caption
-    [told] = [text for text in re.findall(r"<figcaption>(.*?)</figcaption>", source, re.S) if "as Fig. 11" in text]
-    for piece in ("(seed 0)", "24 prompts (16 judged by helpfulness, 8 by safety)", "2 answer(s) each at temperature 1",
-                  "95 %", "ChatGPT", "cannot matter", "scores within 0.04", "equal scores"):
+        assert re.search(
+            r"Fig\. \d|Table \d|§\d|paper|The same|Each with|experiments/", caption
+        ), caption
+    [told] = [
+        text
+        for text in re.findall(r"<figcaption>(.*?)</figcaption>", source, re.S)
+        if "as Fig. 11" in text
+    ]
+    for piece in (
+        "(seed 0)",
+        "24 prompts (16 judged by helpfulness, 8 by safety)",
+        "2 answer(s) each at temperature 1",
+        "95 %",
+        "ChatGPT",
+        "cannot matter",
+        "scores within 0.04",
+        "equal scores",
+    ):
         assert piece in told
 
 
@@ -181,18 +230,25 @@ def test_report_numbers():
         if name != "sft":
             for axis, wins in compare(prompts, rows[name], rows["sft"]).items():
                 assert row["wins"]["annotator"][axis] == pytest.approx(list(wins))
-                assert wins.wins + wins.ties + wins.losses == {"helpfulness": 32, "safety": 16}[axis]
+                assert (
+                    wins.wins + wins.ties + wins.losses == {"helpfulness": 32, "safety": 16}[axis]
+                )
                 shown = re.escape(report.number(wins))
-                assert re.search(rf"\n{name} +{axis} +annotator +{shown} +{wins.wins} +{wins.ties} ", printed)
+                assert re.search(
+                    rf"\n{name} +{axis} +annotator +{shown} +{wins.wins} +{wins.ties} ", printed
+                )
     assert not found["versions"]["sft"]["wins"]["annotator"], "the baseline is SFT"
-    models = {axis: load_reward_model(folder) for axis, folder in newest_reward_models(chain()[0]).items()}
+    models = {
+        axis: load_reward_model(folder) for axis, folder in newest_reward_models(chain()[0]).items()
+    }
     first = {axis: load_reward_model(chain()[0] / f"reward-{axis}") for axis in AXES}
     for who, judges in (("reward models", models), ("second reward models", first)):
         views = [score_rows(prompts, judges, rows[name]) for name in ("rlhf-v1", "sft")]
         for axis, wins in compare(prompts, *views, tie=0.0).items():
             assert found["versions"]["rlhf-v1"]["wins"][who][axis] == pytest.approx(list(wins))
-            assert found["versions"]["rlhf-v1"]["scores"][who][axis] == pytest.approx(list(summary(prompts, views[0])[axis]),
-                                                                                      abs=1e-3)
+            assert found["versions"]["rlhf-v1"]["scores"][who][axis] == pytest.approx(
+                list(summary(prompts, views[0])[axis]), abs=1e-3
+            )
 
 
 def test_report_with_the_system_prompt():
@@ -204,8 +260,11 @@ def test_report_with_the_system_prompt():
     for axis, wins in compare(prompts, told["rlhf-v2"], told["sft"]).items():
         assert found["with"]["wins"][axis] == pytest.approx(list(wins))
     assert found["without"]["rlhf-v2"]["helpfulness"] == pytest.approx(
-        metrics_of(out)["versions"]["rlhf-v2"]["summary"]["helpfulness"])
-    with_it = [prompt | {"prompt": [system(found["text"]), *prompt["prompt"]]} for prompt in prompts]
+        metrics_of(out)["versions"]["rlhf-v2"]["summary"]["helpfulness"]
+    )
+    with_it = [
+        prompt | {"prompt": [system(found["text"]), *prompt["prompt"]]} for prompt in prompts
+    ]
     again = evaluate(*load_model(out / "sft"), with_it, samples=2)
     assert [row["answer_ids"] for row in again] == [row["answer_ids"] for row in told["sft"]]
 
@@ -223,12 +282,16 @@ def test_report_on_prompts_with_a_system_prompt_of_their_own(tmp_path):
 def test_report_lists_what_is_missing():
     out, printed = made()
     cells = read(out / "eval" / "report.html").cells
-    for name, command in {"rlhf-v3": f"python rejection_sampling.py --rounds 1-3 --out {out}",
-                          "gatt": f"python gatt.py --out {out}",
-                          "rlhf-v4": "python rejection_sampling.py --rounds 4 "
-                                     f"--mix {out}/gatt/dialogs.jsonl --batch-tokens 1500 --out {out}",
-                          "rlhf-v4-ppo": f"python ppo.py --out {out}",
-                          "rlhf-v5": f"python rejection_sampling.py --rounds 5 --init {out}/rlhf-v4-ppo --out {out}"}.items():
+    for name, command in {
+        "rlhf-v3": f"python rejection_sampling.py --rounds 1-3 --out {out}",
+        "gatt": f"python gatt.py --out {out}",
+        "rlhf-v4": (
+            "python rejection_sampling.py --rounds 4 "
+            f"--mix {out}/gatt/dialogs.jsonl --batch-tokens 1500 --out {out}"
+        ),
+        "rlhf-v4-ppo": f"python ppo.py --out {out}",
+        "rlhf-v5": f"python rejection_sampling.py --rounds 5 --init {out}/rlhf-v4-ppo --out {out}",
+    }.items():
         assert name in cells and re.search(rf"\n{name} +`{re.escape(command)}`", printed)
     assert "second" not in cells and "rlhf-v1" in cells
 
@@ -238,9 +301,15 @@ def test_report_shows_answers():
     out, _ = made()
     source, prompts = (out / "eval" / "report.html").read_text(), few_prompts()
     shown = metrics_of(out)["shown"]
-    assert len(shown) == 8 and {row["prompt"]["kind"] for row in shown} == {"ordinary", "borderline", "unsafe"}
+    assert len(shown) == 8 and {row["prompt"]["kind"] for row in shown} == {
+        "ordinary",
+        "borderline",
+        "unsafe",
+    }
     for row in shown:
-        i = next(i for i, prompt in enumerate(prompts) if prompt["prompt"] == row["prompt"]["prompt"])
+        i = next(
+            i for i, prompt in enumerate(prompts) if prompt["prompt"] == row["prompt"]["prompt"]
+        )
         for name in MODELS:
             assert row["answers"][name] == answers_of(out, name)[2 * i]["answer"]
         text = page.html.escape(row["prompt"]["prompt"][0]["content"])
@@ -252,7 +321,9 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
     shutil.copytree(made()[0], tmp_path / "out", symlinks=True)
     shutil.copy(made()[0].parent / "prompts.jsonl", tmp_path)
     (tmp_path / "out" / "eval" / "report.html").unlink()
-    monkeypatch.setattr(runtime.sampling, "generate", lambda *args, **kwargs: pytest.fail("sampled again"))
+    monkeypatch.setattr(
+        runtime.sampling, "generate", lambda *args, **kwargs: pytest.fail("sampled again")
+    )
     asked = []
 
     def recorded(folder, *args, system="", **options):
@@ -263,8 +334,13 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
     printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--answers", 2))
     told = toy.words.ORDINARY_SYSTEM
     assert asked[: len(MODELS)] == [(name, "", 1.0) for name in MODELS]
-    assert asked[len(MODELS): -2] == [(name, "", value) for value in (0.4, 0.0) for name in MODELS], "content, cool and greedy"
-    assert asked[-2:] == [("sft", told, 1.0), ("rlhf-v2", told, 1.0)], "both or none have a system prompt"
+    assert asked[len(MODELS) : -2] == [
+        (name, "", value) for value in (0.4, 0.0) for name in MODELS
+    ], "content, cool and greedy"
+    assert asked[-2:] == [
+        ("sft", told, 1.0),
+        ("rlhf-v2", told, 1.0),
+    ], "both or none have a system prompt"
     assert printed.split() == made()[1].replace(str(made()[0]), str(tmp_path / "out")).split()
     assert (tmp_path / "out" / "eval" / "report.html").exists()
 
@@ -275,15 +351,29 @@ def test_report_judged_by_reward_models(tmp_path):
     texts = ("Hello?", "Who are you?", "Why?", "How?")
     prompts = [{"prompt": [user(text)], "is_safety": i % 2 == 0} for i, text in enumerate(texts)]
     write_lines(tmp_path / "mine.jsonl", prompts)
-    printed = run_quietly(evaluation.main, "--out", out, "--prompts", tmp_path / "mine.jsonl", "--threads", 1)
+    printed = run_quietly(
+        evaluation.main, "--out", out, "--prompts", tmp_path / "mine.jsonl", "--threads", 1
+    )
     found = metrics_of(out)
-    assert list(found["judges"]) == ["reward models"] and not found["system_prompt"] and "judged by the reward models" in printed
+    assert (
+        list(found["judges"]) == ["reward models"]
+        and not found["system_prompt"]
+        and "judged by the reward models" in printed
+    )
     assert set(found["versions"]["rlhf-v1"]["summary"]) == {"helpfulness", "safety", "tokens"}
     assert set(found["versions"]["rlhf-v1"]["wins"]["reward models"]) == set(AXES)
     assert "mine.jsonl" in printed and "§4 Safety" not in printed
     read(out / "eval" / "report.html")
     with pytest.raises(InputError, match="toy world's prompts only"):
-        run_quietly(evaluation.main, "--out", out, "--prompts", tmp_path / "mine.jsonl", "--judge", "annotator")
+        run_quietly(
+            evaluation.main,
+            "--out",
+            out,
+            "--prompts",
+            tmp_path / "mine.jsonl",
+            "--judge",
+            "annotator",
+        )
 
 
 def test_settings_that_do_not_fit(tmp_path):
@@ -295,30 +385,49 @@ def test_settings_that_do_not_fit(tmp_path):
         run_quietly(evaluation.main, "--out", tmp_path, "--compare", "sft")
 
 
-# ---------------------------------------------------------------------------------------------------------- kept answers
+# ---- kept answers ----
 
 
 def test_cached_answers(tmp_path):
-    """The same answers as `evaluate` gives; kept while model, prompts and settings stay, sampled anew when one changes."""
+    """The same answers as `evaluate` gives; kept while model, prompts and settings stay, sampled
+    anew when one changes.
+    """
     prompts, path = few_prompts()[:6], tmp_path / "eval" / "answers.jsonl"
     folder = tmp_path / "model"
     runtime.save_model(folder, tiny_model(), toy_tokenizer())
     rows = cached_answers(folder, prompts, path, samples=2)
     again = evaluate(tiny_model(), toy_tokenizer(), prompts, samples=2)
     assert [row["answer_ids"] for row in rows] == [row["answer_ids"] for row in again]
-    assert [(row["index"], row["sample"]) for row in rows] == [(i, k) for i in range(6) for k in range(2)]
+    assert [(row["index"], row["sample"]) for row in rows] == [
+        (i, k) for i in range(6) for k in range(2)
+    ]
     stamp = path.stat().st_mtime_ns
-    assert cached_answers(folder, prompts, path, samples=2) == rows and path.stat().st_mtime_ns == stamp
-    for change in ({"samples": 1}, {"temperature": 0.5}, {"seed": 1}, {"max_new_tokens": 5}, {"system": "Be brief."}):
+    assert (
+        cached_answers(folder, prompts, path, samples=2) == rows
+        and path.stat().st_mtime_ns == stamp
+    )
+    for change in (
+        {"samples": 1},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"max_new_tokens": 5},
+        {"system": "Be brief."},
+    ):
         other = cached_answers(folder, prompts, path, **({"samples": 2} | change))
-        assert other[0]["made_by"] != rows[0]["made_by"] and len(other) == 6 * change.get("samples", 2)
-        assert {row["made_by"] for row in kept_rows(path, other[0]["made_by"])} == {other[0]["made_by"]}
+        assert other[0]["made_by"] != rows[0]["made_by"] and len(other) == 6 * change.get(
+            "samples", 2
+        )
+        assert {row["made_by"] for row in kept_rows(path, other[0]["made_by"])} == {
+            other[0]["made_by"]
+        }
     other = cached_answers(folder, few_prompts()[6:12], path, samples=2)
     assert [row["answer_ids"] for row in other] != [row["answer_ids"] for row in rows]
     assert cached_answers(folder, prompts, path, samples=2) == rows
     runtime.save_model(folder, tiny_model(seed=1), toy_tokenizer())
     newer = cached_answers(folder, prompts, path, samples=2)
-    assert [row["answer_ids"] for row in newer] != [row["answer_ids"] for row in rows], "another model, other answers"
+    assert [row["answer_ids"] for row in newer] != [
+        row["answer_ids"] for row in rows
+    ], "another model, other answers"
 
 
 def test_cached_answers_goes_on(tmp_path, monkeypatch):
@@ -330,12 +439,20 @@ def test_cached_answers_goes_on(tmp_path, monkeypatch):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:8]) + lines[8][:20])
     calls, generate = [], runtime.sampling.generate
-    monkeypatch.setattr(runtime.sampling, "generate", lambda *args, **kwargs: calls.append(1) or generate(*args, **kwargs))
+    monkeypatch.setattr(
+        runtime.sampling,
+        "generate",
+        lambda *args, **kwargs: calls.append(1) or generate(*args, **kwargs),
+    )
     assert cached_answers(folder, prompts, path) == rows and len(calls) == 2
 
 
 def test_kept_rows(tmp_path):
-    path = write_lines(tmp_path / "deep" / "rows.jsonl", []) if (tmp_path / "deep").mkdir() else tmp_path / "deep" / "rows.jsonl"
+    path = (
+        write_lines(tmp_path / "deep" / "rows.jsonl", [])
+        if (tmp_path / "deep").mkdir()
+        else tmp_path / "deep" / "rows.jsonl"
+    )
     assert kept_rows(path, "a") == []
     write_lines(path, [{"made_by": "a"}, {"made_by": "a", "n": 2}])
     assert kept_rows(path, "a") == [{"made_by": "a"}, {"made_by": "a", "n": 2}]
@@ -347,7 +464,10 @@ def test_kept_rows(tmp_path):
 def test_made_by(tmp_path):
     (tmp_path / "params.json").write_text("1")
     mark = made_by(tmp_path, 1, "x")
-    assert mark == made_by(tmp_path, 1, "x") and len({mark, made_by(tmp_path, 2, "x"), made_by(tmp_path, 1)}) == 3
+    assert (
+        mark == made_by(tmp_path, 1, "x")
+        and len({mark, made_by(tmp_path, 2, "x"), made_by(tmp_path, 1)}) == 3
+    )
     (tmp_path / "params.json").write_text("2")
     assert made_by(tmp_path, 1, "x") != mark
 
@@ -369,27 +489,42 @@ def test_cached_adherence(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "adherence", recorded)
     assert cached_adherence(folder, path, dialogs=2) == rows and not asked, "kept"
     cached_adherence(folder, path, dialogs=2, seed=7)
-    assert asked == [{"turns": 2, "measure": (1, 2), "seed": 7}], "another seed is asked anew, told once in a dialog"
+    assert asked == [
+        {"turns": 2, "measure": (1, 2), "seed": 7}
+    ], "another seed is asked anew, told once in a dialog"
 
 
 def test_read_reference(tmp_path, capsys):
     """Reference runs of another world are no measure of this one."""
     assert evaluation.read_reference(tmp_path / "missing.json") == {}
     path = write_reference(tmp_path / "reference.json", {"1": {"sft: helpfulness": 0.5}})
-    assert evaluation.read_reference(path) == {"1": {"sft: helpfulness": 0.5}} and not capsys.readouterr().out
+    assert (
+        evaluation.read_reference(path) == {"1": {"sft: helpfulness": 0.5}}
+        and not capsys.readouterr().out
+    )
     path.write_text(json.dumps({"mark": {"world": "another"}, "result": {"1": {}}}))
-    assert evaluation.read_reference(path) == {} and "of another toy world" in capsys.readouterr().out
+    assert (
+        evaluation.read_reference(path) == {} and "of another toy world" in capsys.readouterr().out
+    )
 
 
 def test_main_wiring(tmp_path, monkeypatch):
-    """Which models are compared with which, by which seed; a control is no version, a run not its own reference."""
+    """Which models are compared with which, by which seed; a control is no version, a run not its
+    own reference.
+    """
     out = linked(tmp_path / "out")
     (out / "gatt").symlink_to(chain()[0] / "rlhf-v2")
     (out / "rlhf-v5-no-ppo").symlink_to(chain()[0] / "rlhf-v1")
     prompts = write_lines(tmp_path / "prompts-test.jsonl", few_prompts())
-    monkeypatch.setattr(evaluation, "load_judges", lambda out, prompts, *rest: {
-        "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), toy.TIE)})
-    good = {("gatt", ""), ("gatt", toy.words.ORDINARY_SYSTEM), ("sft", "")}  # SFT only without the system prompt
+    monkeypatch.setattr(
+        evaluation,
+        "load_judges",
+        lambda out, prompts, *rest: {
+            "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), toy.TIE)
+        },
+    )
+    # SFT only without the system prompt
+    good = {("gatt", ""), ("gatt", toy.words.ORDINARY_SYSTEM), ("sft", "")}
 
     def answers(folder, prompts, path, *, system="", samples=1, **options):
         rows = []
@@ -398,7 +533,11 @@ def test_main_wiring(tmp_path, monkeypatch):
             fields = family.right(prompt["item"], random.Random(0))
             text = toy.fill(family.full, fields) if (folder.name, system) in good else "No."
             if prompt["is_safety"]:
-                text = toy.words.REFUSALS[0] if (folder.name, system) in good else toy.fill(family.full, fields)
+                text = (
+                    toy.words.REFUSALS[0]
+                    if (folder.name, system) in good
+                    else toy.fill(family.full, fields)
+                )
             rows.append({"index": i, "sample": 0, "answer": text, "answer_ids": [1]})
         return rows
 
@@ -411,23 +550,44 @@ def test_main_wiring(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, "cached_adherence", adherence)
     numbers = {str(seed): {"sft: helpfulness": 0.5} for seed in range(5)}
-    monkeypatch.setattr(evaluation, "REFERENCE", write_reference(tmp_path / "reference.json", numbers))
-    run_quietly(evaluation.main, "--out", out, "--prompts", prompts, "--threads", 1, "--seed", 3, "--dialogs", 2)
+    monkeypatch.setattr(
+        evaluation, "REFERENCE", write_reference(tmp_path / "reference.json", numbers)
+    )
+    run_quietly(
+        evaluation.main,
+        "--out",
+        out,
+        "--prompts",
+        prompts,
+        "--threads",
+        1,
+        "--seed",
+        3,
+        "--dialogs",
+        2,
+    )
     found = metrics_of(out)
     assert found["newest"] == "gatt"
     assert asked == [("gatt", 2, 3), ("rlhf-v5-no-ppo", 2, 3)]
-    assert found["system_prompt"]["with"]["wins"]["safety"][0] == 1, "SFT has the system prompt, too"
+    assert (
+        found["system_prompt"]["with"]["wins"]["safety"][0] == 1
+    ), "SFT has the system prompt, too"
     assert found["system_prompt"]["without"]["wins"]["safety"][0] == 0.5
     assert found["reference_seeds"] == ["1", "2", "3", "4"], "this run is of seed 0"
 
 
-# ---------------------------------------------------------------------------------------------------------------- judges
+# ---- judges ----
 
 
 def test_score_rows():
-    """Each answer's score is that of its own prompt and ids, on the prompt's axis, by that axis's model."""
+    """Each answer's score is that of its own prompt and ids, on the prompt's axis, by that axis's
+    model.
+    """
     prompts, out = few_prompts(), chain()[0]
-    rows = [row | {"tokenizer": toy_tokenizer().fingerprint} for row in evaluate(*load_model(out / "sft"), prompts, samples=2)]
+    rows = [
+        row | {"tokenizer": toy_tokenizer().fingerprint}
+        for row in evaluate(*load_model(out / "sft"), prompts, samples=2)
+    ]
     models = {axis: load_reward_model(out / f"reward-{axis}") for axis in AXES}
     found = score_rows(prompts, models, rows)
     for row, view in list(zip(rows, found, strict=True))[::5]:
@@ -436,18 +596,33 @@ def test_score_rows():
         ids = encode_prompt(toy_tokenizer(), prompt["prompt"]) + row["answer_ids"]
         with torch.inference_mode():
             expected = models[axis][0](torch.tensor([ids]), torch.tensor([len(ids)])).item()
-        assert view[axis] == pytest.approx(expected, abs=1e-4) and set(view) == {"index", "answer_ids", axis}
-    assert set(score_rows(prompts, {"safety": models["safety"]}, rows)[0]) <= {"index", "answer_ids", "safety"}
+        assert view[axis] == pytest.approx(expected, abs=1e-4) and set(view) == {
+            "index",
+            "answer_ids",
+            axis,
+        }
+    assert set(score_rows(prompts, {"safety": models["safety"]}, rows)[0]) <= {
+        "index",
+        "answer_ids",
+        "safety",
+    }
     text = score_rows(prompts, models, [row | {"tokenizer": "another"} for row in rows])
-    assert text != found or all(row["finish_reason"] == "eos" for row in rows), "by its text, with EOS"
-    score_rows(prompts, models, [rows[0] | {"tokenizer": "another", "has_tag": True, "answer": "[INST]"}])
+    assert text != found or all(
+        row["finish_reason"] == "eos" for row in rows
+    ), "by its text, with EOS"
+    score_rows(
+        prompts, models, [rows[0] | {"tokenizer": "another", "has_tag": True, "answer": "[INST]"}]
+    )
 
 
 def test_load_judges(tmp_path, capsys):
     out, prompts = made()[0], few_prompts()
     assert list(load_judges(out, prompts)) == ["annotator", "reward models", "second reward models"]
     assert next(iter(load_judges(out, prompts, "reward"))) == "reward models"
-    assert load_judges(out, prompts)["annotator"].tie == toy.TIE and load_judges(out, prompts)["reward models"].tie == 0.0
+    assert (
+        load_judges(out, prompts)["annotator"].tie == toy.TIE
+        and load_judges(out, prompts)["reward models"].tie == 0.0
+    )
     mine = [{"prompt": [user("Hi?")], "is_safety": False, "family": "all", "item": "0"}]
     assert list(load_judges(out, mine)) == ["reward models", "second reward models"]
     assert list(load_judges(tmp_path, prompts)) == ["annotator"]
@@ -455,7 +630,10 @@ def test_load_judges(tmp_path, capsys):
     (tmp_path / "one" / "reward-safety").symlink_to(out / "reward-safety")
     capsys.readouterr()
     assert list(load_judges(tmp_path / "one", mine)) == ["reward models"]
-    assert "reward-helpfulness is missing: the reward models do not judge helpfulness" in capsys.readouterr().out
+    assert (
+        "reward-helpfulness is missing: the reward models do not judge helpfulness"
+        in capsys.readouterr().out
+    )
     load_judges(tmp_path / "one", [mine[0] | {"is_safety": True}])
     assert not capsys.readouterr().out, "nobody asks for the other axis"
     with pytest.raises(InputError, match="nobody can judge"):
@@ -464,36 +642,54 @@ def test_load_judges(tmp_path, capsys):
         load_judges(tmp_path, prompts, "reward")
 
 
-# ------------------------------------------------------------------------------------------------------------ A against B
+# ---- A against B ----
 
 
 def test_compare_two(monkeypatch):
     """Names in OUT or folders; the printed numbers are those of the measures, A's wins over B."""
     out = made()[0]
-    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft"))
+    printed = run_quietly(
+        evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft")
+    )
     prompts = few_prompts()
     rows = {name: judge(prompts, answers_of(out, name)) for name in MODELS}
     for axis, found in compare(prompts, rows["rlhf-v2"], rows["sft"]).items():
         assert re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
     for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
-        assert re.search(rf"\n{family} +{re.escape(report.number(found.wins))} +{re.escape(str(found.difference))}", printed)
-    assert "rlhf-v2 against sft by family of prompts" in printed and "not worse: above -0.03." in printed
+        assert re.search(
+            rf"\n{family} +{re.escape(report.number(found.wins))}"
+            rf" +{re.escape(str(found.difference))}",
+            printed,
+        )
+    assert (
+        "rlhf-v2 against sft by family of prompts" in printed
+        and "not worse: above -0.03." in printed
+    )
     paths = chain()[0] / "rlhf-v2", chain()[0] / "sft"
     folders = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", *paths))
     assert folders.splitlines()[2:4] == printed.splitlines()[2:4]
-    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "reward"))
+    printed = run_quietly(
+        evaluation.main,
+        *arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "reward"),
+    )
     wins = metrics_of(out)["versions"]["rlhf-v1"]["wins"]["reward models"]["safety"]
     assert "judged by reward models" in printed and re.search(rf"\nsafety +{wins[0]:.3f} ", printed)
     with pytest.raises(InputError, match="--compare nowhere: neither a model in"):
         run_quietly(evaluation.main, *arguments(out, "--compare", "nowhere", "sft"))
+
     def by_length(rows):  # a judge under whom one of the two is better for sure
         return [row | dict.fromkeys(AXES, len(row["answer"])) for row in rows]
 
     monkeypatch.setattr(evaluation, "load_judges", lambda *rest: {"length": (by_length, 0.0)})
-    printed = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft"))
+    printed = run_quietly(
+        evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft")
+    )
     expected = compare(prompts, by_length(rows["rlhf-v2"]), by_length(rows["sft"]), tie=0.0)
     assert any(found.wins != found.losses for found in expected.values())
-    assert all(re.search(rf"\n{axis} +{re.escape(str(found))}", printed) for axis, found in expected.items())
+    assert all(
+        re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
+        for axis, found in expected.items()
+    )
 
 
 class Person:
@@ -509,21 +705,43 @@ class Person:
             return "q"
         self.asked += 1
         self.seen.append(printed)
-        left, right = (re.search(rf"{side}: +(.*?)(?=\n  RIGHT|\n*\Z)", printed, re.S)[1] for side in ("LEFT", "RIGHT"))
+        left, right = (
+            re.search(rf"{side}: +(.*?)(?=\n  RIGHT|\n*\Z)", printed, re.S)[1]
+            for side in ("LEFT", "RIGHT")
+        )
         difference = len(left) - len(right)
         return "2" if difference > 0 else "6" if difference < 0 else "4"
 
 
 def pairs_of_texts(count: int = 12) -> tuple[list[dict], list[dict], list[dict]]:
-    """Prompts and two models' answers: the first one's are longer four times in six, as long or equal else."""
-    texts = [("aaaa", "b"), ("aaa", "bb"), ("a", "bbb"), ("aa", "bb"), ("same", "same"), ("aaaaaa", "bbb")]
-    prompts = [{"prompt": [user(f"Question {i}?")], "is_safety": i % 2 == 0, "family": "f", "item": str(i)} for i in range(count)]
-    return prompts, *([{"index": i, "sample": 0, "answer": texts[i % 6][side], "made_by": f"model {side}"} for i in range(count)]
-                      for side in (0, 1))
+    """Prompts and two models' answers: the first one's are longer four times in six, as long or
+    equal else.
+    """
+    texts = [
+        ("aaaa", "b"),
+        ("aaa", "bb"),
+        ("a", "bbb"),
+        ("aa", "bb"),
+        ("same", "same"),
+        ("aaaaaa", "bbb"),
+    ]
+    prompts = [
+        {"prompt": [user(f"Question {i}?")], "is_safety": i % 2 == 0, "family": "f", "item": str(i)}
+        for i in range(count)
+    ]
+    return prompts, *(
+        [
+            {"index": i, "sample": 0, "answer": texts[i % 6][side], "made_by": f"model {side}"}
+            for i in range(count)
+        ]
+        for side in (0, 1)
+    )
 
 
 def test_ask_grades(tmp_path, monkeypatch, capsys):
-    """Blind, each pair once, the sides swapped back, equal answers unasked; a second call goes on where the first stopped."""
+    """Blind, each pair once, the sides swapped back, equal answers unasked; a second call goes on
+    where the first stopped.
+    """
     prompts, first, second = pairs_of_texts()
     path = tmp_path / "eval" / "human.jsonl"
     person = Person(monkeypatch, capsys, stop=4)
@@ -537,12 +755,17 @@ def test_ask_grades(tmp_path, monkeypatch, capsys):
     grades = {row["index"]: row["grade"] for row in found}
     assert [grades[i] for i in range(12)] == [2, 2, -2, 0, 0, 2] * 2
     swapped = {row["index"]: row["swapped"] for row in found}
-    assert swapped == {i: sides_swapped("human", 0, i) for i in range(12)} and len(set(swapped.values())) == 2
+    assert (
+        swapped == {i: sides_swapped("human", 0, i) for i in range(12)}
+        and len(set(swapped.values())) == 2
+    )
     none = Person(monkeypatch, capsys, stop=0)
     assert len(terminal.ask_grades(prompts, first, second, path, seed=0)) == 12 and none.asked == 0
     newer = [row | {"made_by": "another model"} for row in first]
     found = terminal.ask_grades(prompts, newer, second, path, seed=0)
-    assert all(row["grade"] == 0 for row in found), "what was said of other models does not count; equal answers are ties"
+    assert all(
+        row["grade"] == 0 for row in found
+    ), "what was said of other models does not count; equal answers are ties"
     assert path.read_text().startswith(half), "but it is kept"
 
 
@@ -552,36 +775,60 @@ def test_unswap():
 
 
 def test_compare_by_a_person(monkeypatch, capsys):
-    """The whole command: a person's win rate for A is that of the pairs that were judged, ties included."""
+    """The whole command: a person's win rate for A is that of the pairs that were judged, ties
+    included.
+    """
     out, prompts = made()[0], few_prompts()
     rows = {name: answers_of(out, name) for name in ("rlhf-v1", "sft")}
     person = Person(monkeypatch, capsys, stop=10**6)
-    evaluation.main([str(word) for word in arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "human")])
+    evaluation.main(
+        [
+            str(word)
+            for word in arguments(
+                out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "human"
+            )
+        ]
+    )
     printed = capsys.readouterr().out
-    lengths = {name: [row | dict.fromkeys(AXES, len(row["answer"])) for row in found] for name, found in rows.items()}
+    lengths = {
+        name: [row | dict.fromkeys(AXES, len(row["answer"])) for row in found]
+        for name, found in rows.items()
+    }
     for axis, wins in compare(prompts, lengths["rlhf-v1"], lengths["sft"], tie=0.0).items():
-        assert re.search(rf"\n{axis} +{wins.rate:.3f} .*\(win {wins.wins}, tie {wins.ties}, loss {wins.losses}\)", printed)
+        assert re.search(
+            rf"\n{axis} +{wins.rate:.3f} .*\(win {wins.wins}, tie {wins.ties}, loss"
+            rf" {wins.losses}\)",
+            printed,
+        )
     kept = [json.loads(line) for line in (out / "eval" / "human-rlhf-v1-sft.jsonl").open()]
     equal = sum(a["answer"] == b["answer"] for a, b in zip(*rows.values(), strict=True))
     assert len(kept) == 48 and person.asked == 48 - equal
 
 
-# ------------------------------------------------------------------------------------------------------- reference runs
+# ---- reference runs ----
 
 
 def test_prediction_interval():
     """By hand: seeds 1, 2, 3: s = 1, t(2) = 4.302653, times sqrt(4/3); and by scipy's t."""
-    assert prediction_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2 - 4.302653 * math.sqrt(4 / 3), abs=1e-5),
-                                                    pytest.approx(2 + 4.302653 * math.sqrt(4 / 3), abs=1e-5))
-    assert prediction_interval([5.0]) == (5.0, -math.inf, math.inf) and prediction_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
+    assert prediction_interval([1.0, 2.0, 3.0]) == (
+        2.0,
+        pytest.approx(2 - 4.302653 * math.sqrt(4 / 3), abs=1e-5),
+        pytest.approx(2 + 4.302653 * math.sqrt(4 / 3), abs=1e-5),
+    )
+    assert prediction_interval([5.0]) == (5.0, -math.inf, math.inf) and prediction_interval(
+        [2.0, 2.0]
+    ) == (2.0, 2.0, 2.0)
     stats = pytest.importorskip("scipy.stats")
     rng = random.Random(0)
     for n in (2, 5, 9):
         values = [rng.gauss(3, 2) for _ in range(n)]
         mean, low, high = prediction_interval(values)
         scale = stats.tstd(values) * math.sqrt(1 + 1 / n)
-        assert (low, high) == pytest.approx(stats.t.interval(0.95, n - 1, loc=mean, scale=scale), abs=1e-4)
-    _, _, high = prediction_interval([1.0, 2.0, 3.0], comparisons=41)  # t of .05 / 41, two-sided, two degrees of freedom
+        assert (low, high) == pytest.approx(
+            stats.t.interval(0.95, n - 1, loc=mean, scale=scale), abs=1e-4
+        )
+    # t of .05 / 41, two-sided, two degrees of freedom
+    _, _, high = prediction_interval([1.0, 2.0, 3.0], comparisons=41)
     assert high == pytest.approx(2 + 28.609444 * math.sqrt(4 / 3), abs=1e-4)
     rng, inside = random.Random(1), 0
     for _ in range(1000):  # of a sixth run, 95 % lie where five say
@@ -591,18 +838,26 @@ def test_prediction_interval():
 
 
 def test_health():
-    reference = {str(seed): {"loss": 1.0 + 0.1 * seed, "constant": 0.5} for seed in range(5)} | {"9": {"rare": 1.0}}
+    reference = {str(seed): {"loss": 1.0 + 0.1 * seed, "constant": 0.5} for seed in range(5)} | {
+        "9": {"rare": 1.0}
+    }
     found = health({"loss": 1.3, "constant": 0.5, "rare": 7.0, "new": 1.0}, reference)
     assert set(found) == {"loss", "constant"} and found["loss"].inside and found["constant"].inside
     assert found["loss"].expected == prediction_interval([1.0, 1.1, 1.2, 1.3, 1.4])
     assert not health({"loss": found["loss"].expected.high + 0.01}, reference)["loss"].inside
     assert not health({"loss": found["loss"].expected.low - 0.01}, reference)["loss"].inside
-    assert not health({"constant": 0.51}, reference)["constant"].inside and health({"loss": 1.0}, {}) == {}
+    assert (
+        not health({"constant": 0.51}, reference)["constant"].inside
+        and health({"loss": 1.0}, {}) == {}
+    )
     runs = {seed: run | {f"other {i}": 0.0 for i in range(9)} for seed, run in reference.items()}
     for count in (1, 10):  # far: outside of the interval for all numbers together
         others = {f"other {i}": 0.0 for i in range(count - 1)} | {"new": 1.0}
         _, low, high = prediction_interval([1.0, 1.1, 1.2, 1.3, 1.4], comparisons=count)
-        far = [health({"loss": value} | others, runs)["loss"].far for value in (low - 0.01, low + 0.01, high - 0.01, high + 0.01)]
+        far = [
+            health({"loss": value} | others, runs)["loss"].far
+            for value in (low - 0.01, low + 0.01, high - 0.01, high + 0.01)
+        ]
         assert far == [True, False, False, True]
 
 
@@ -610,12 +865,16 @@ def test_allowed_outside():
     stats = pytest.importorskip("scipy.stats")
     for count in (1, 5, 20, 38, 60):
         k = allowed_outside(count)
-        assert stats.binom.sf(k, count, 0.05) < 0.05 and (k == 0 or stats.binom.sf(k - 1, count, 0.05) >= 0.05)
+        assert stats.binom.sf(k, count, 0.05) < 0.05 and (
+            k == 0 or stats.binom.sf(k - 1, count, 0.05) >= 0.05
+        )
     assert allowed_outside(0) == 0
 
 
 def test_report_content():
-    """Content and right of every version at each temperature, from the answers that are kept; printed and in the numbers."""
+    """Content and right of every version at each temperature, from the answers that are kept;
+    printed and in the numbers.
+    """
     out, printed = made()
     prompts, found = few_prompts(), metrics_of(out)
     harmless = [prompt for prompt in prompts if not prompt["is_safety"]]
@@ -623,7 +882,9 @@ def test_report_content():
     assert "Right before nice" in printed
     for name in MODELS:
         kept = judge(prompts, answers_of(out, name))
-        expected = {"temperature 1": [row for row in kept if not prompts[row["index"]]["is_safety"]]}
+        expected = {
+            "temperature 1": [row for row in kept if not prompts[row["index"]]["is_safety"]]
+        }
         for label, end in (("temperature 0.4", "temperature-0.4"), ("greedy", "greedy")):
             expected[label] = judge(harmless, answers_of(out, f"{name}-{end}"))
             assert {row["temperature"] for row in expected[label]} == {0.4 if "4" in end else 0.0}
@@ -632,7 +893,11 @@ def test_report_content():
             row = found["content"][label][name]
             for key in ("content", "right", "helpfulness"):
                 mean = sum(float(answer[key]) for answer in rows) / len(rows)
-                assert row[key][0] == found["numbers"][f"{name}: {key}, {label}"] == pytest.approx(mean, abs=1e-5)
+                assert (
+                    row[key][0]
+                    == found["numbers"][f"{name}: {key}, {label}"]
+                    == pytest.approx(mean, abs=1e-5)
+                )
             assert ("difference" in row) == (name != "sft")
 
 
@@ -642,26 +907,43 @@ def test_key_numbers():
     found = report.key_numbers(metrics)
     assert found == metrics["numbers"] and all(isinstance(value, float) for value in found.values())
     assert found["sft: helpfulness"] == metrics["versions"]["sft"]["summary"]["helpfulness"][0]
-    assert found["rlhf-v2: safety, win over sft"] == metrics["versions"]["rlhf-v2"]["wins"]["annotator"]["safety"][0]
-    assert found["sft: dev_loss"] == json.loads((chain()[0] / "sft" / "stage.json").read_text())["results"]["dev_loss"] or (
-        abs(found["sft: dev_loss"] - metrics["stages"]["sft"]["results"]["dev_loss"]) < 1e-5)
+    assert (
+        found["rlhf-v2: safety, win over sft"]
+        == metrics["versions"]["rlhf-v2"]["wins"]["annotator"]["safety"][0]
+    )
+    assert found["sft: dev_loss"] == json.loads((chain()[0] / "sft" / "stage.json").read_text())[
+        "results"
+    ]["dev_loss"] or (
+        abs(found["sft: dev_loss"] - metrics["stages"]["sft"]["results"]["dev_loss"]) < 1e-5
+    )
     assert "reward-safety: reward model average" in found
     metrics["versions"]["rlhf-v4"] = metrics["versions"]["rlhf-v2"]
-    metrics["stages"] |= {"rlhf-v4": {"inputs": {"mix": "a"}, "results": {}, "settings": {}},
-                          "rlhf-v4-ppo": {"inputs": {}, "results": {"best": {"kl": 1.5}}, "settings": {}}}
+    metrics["stages"] |= {
+        "rlhf-v4": {"inputs": {"mix": "a"}, "results": {}, "settings": {}},
+        "rlhf-v4-ppo": {"inputs": {}, "results": {"best": {"kl": 1.5}}, "settings": {}},
+    }
     metrics["adherence"] = {"rlhf-v4": {"mean": [0.75, 0.7, 0.8]}}
     found = report.key_numbers(metrics)
-    assert found["rlhf-v4 (with GAtt): adherence"] == 0.75 and found["rlhf-v4-ppo (with GAtt): best kl"] == 1.5
+    assert (
+        found["rlhf-v4 (with GAtt): adherence"] == 0.75
+        and found["rlhf-v4-ppo (with GAtt): best kl"] == 1.5
+    )
     assert "rlhf-v4: helpfulness" not in found
 
 
 def healthy_metrics() -> dict:
     """The chain's metrics beside made-up reference runs: one number far outside."""
     metrics = metrics_of(made()[0])
-    reference = {str(seed): {name: value + 0.01 * seed - 0.02 for name, value in metrics["numbers"].items()} for seed in range(5)}
+    reference = {
+        str(seed): {name: value + 0.01 * seed - 0.02 for name, value in metrics["numbers"].items()}
+        for seed in range(5)
+    }
     metrics["numbers"]["sft: safety"] += 0.1
-    return metrics | {"health": runtime.plain_json(health(metrics["numbers"], reference)), "reference_seeds": list(reference),
-                      "allowed_outside": 1}
+    return metrics | {
+        "health": runtime.plain_json(health(metrics["numbers"], reference)),
+        "reference_seeds": list(reference),
+        "allowed_outside": 1,
+    }
 
 
 def test_health_section():
@@ -672,40 +954,64 @@ def test_health_section():
     [band, run] = next(panel for panel in figure.panels if panel.title == "safety").curves
     i = run.x.index("sft")
     assert not band.low[i] <= run.y[i] <= band.high[i] and band.low[i] < band.y[i] < band.high[i]
-    assert "looks healthy" in report.health_text(metrics) and "Outside: sft: safety" in report.health_text(metrics)
+    assert "looks healthy" in report.health_text(
+        metrics
+    ) and "Outside: sft: safety" in report.health_text(metrics)
     assert "does NOT look healthy" in report.health_text(metrics | {"allowed_outside": 0})
     value, expected, inside, _ = metrics["health"]["sft: safety"]
     metrics["health"]["sft: safety"] = [value, expected, inside, True]
-    assert "does NOT look healthy" in report.health_text(metrics) and "far outside: sft: safety" in report.health_text(metrics)
+    assert "does NOT look healthy" in report.health_text(
+        metrics
+    ) and "far outside: sft: safety" in report.health_text(metrics)
     found = [section.title for section in report.sections(metrics, made()[0])]
     assert found[:3] == ["Summary", "The same prompts, version by version", title]
 
 
 def test_reference(tmp_path, monkeypatch):
-    """Only what is not finished is run, in the order of the pipeline; the numbers are those of the report."""
+    """Only what is not finished is run, in the order of the pipeline; the numbers are those of the
+    report.
+    """
     out = linked(tmp_path / "runs" / "7")
     commands = [" ".join(words) for words in reference.missing_commands(out, 7)]
-    assert [words.split()[0] for words in commands] == ["rejection_sampling.py", "gatt.py", "rejection_sampling.py", "ppo.py",
-                                                        "rejection_sampling.py"]
-    assert commands[2] == (f"rejection_sampling.py --rounds 4 --mix {out}/gatt/dialogs.jsonl --batch-tokens 1500 --out {out} "
-                           "--seed 7 --threads 1")
+    assert [words.split()[0] for words in commands] == [
+        "rejection_sampling.py",
+        "gatt.py",
+        "rejection_sampling.py",
+        "ppo.py",
+        "rejection_sampling.py",
+    ]
+    assert (
+        commands[2]
+        == f"rejection_sampling.py --rounds 4 --mix {out}/gatt/dialogs.jsonl --batch-tokens 1500"
+        f" --out {out} --seed 7 --threads 1"
+    )
     (out / "eval").mkdir()
-    monkeypatch.setattr(reference.measures, "main", lambda argv: shutil.copy(made()[0] / "eval" / "metrics.json", out / "eval"))
+    monkeypatch.setattr(
+        reference.measures,
+        "main",
+        lambda argv: shutil.copy(made()[0] / "eval" / "metrics.json", out / "eval"),
+    )
     monkeypatch.setattr("experiments.common.RESULTS", tmp_path / "results")
-    monkeypatch.setattr("sys.argv", ["reference.py", "--seeds", "7", "--out", str(tmp_path / "runs"), "--collect"])
+    monkeypatch.setattr(
+        "sys.argv", ["reference.py", "--seeds", "7", "--out", str(tmp_path / "runs"), "--collect"]
+    )
     reference.main()
     found = json.loads((tmp_path / "results" / "reference.json").read_text())["result"]
     assert found["7"] == pytest.approx(metrics_of(made()[0])["numbers"], abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------- pictures, pages
+# ---- pictures, pages ----
 
 
 def test_pick_shown():
-    prompts = [{"family": f, "is_safety": f == "bad", "kind": "borderline" if f == "edge" else "ordinary"}
-               for f in ("list", "list", "poem", "edge", "bad", "list", "edge")]
+    prompts = [
+        {"family": f, "is_safety": f == "bad", "kind": "borderline" if f == "edge" else "ordinary"}
+        for f in ("list", "list", "poem", "edge", "bad", "list", "edge")
+    ]
     assert report.pick_shown(prompts, 2) == [3, 4] and report.pick_shown(prompts, 4) == [0, 2, 3, 4]
-    assert report.pick_shown(prompts, 5) == [0, 2, 3, 4, 6] and report.pick_shown(prompts, 99) == list(range(7))
+    assert report.pick_shown(prompts, 5) == [0, 2, 3, 4, 6] and report.pick_shown(
+        prompts, 99
+    ) == list(range(7))
     assert report.pick_shown(prompts, 0) == []
 
 
@@ -713,30 +1019,44 @@ def test_logged(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert report.logged(path) == []
     rows = [{"phase": "a", "step": 1}, {"phase": "b", "step": 2}]
-    path.write_bytes(b'{"phase": "a", "step": 1}\n5\n{"pha": "a", "step": 2}\n{"phase": "\xff\n{"phase": "b", "step": 2}\n{"st')
+    path.write_bytes(
+        b'{"phase": "a", "step": 1}\n5\n{"pha": "a", "step": 2}\n{"phase": "\xff\n{"phase": "b",'
+        b' "step": 2}\n{"st'
+    )
     assert report.logged(path) == rows
 
 
 def test_smoothed(tmp_path):
-    path = write_lines(tmp_path / "metrics.jsonl", [{"phase": "a", "step": i, "loss": float(i)} for i in range(10)]
-                       + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}])
-    assert report.smoothed(path, "a", "loss", points=2) == page.Curve("loss", [2.0, 7.0], [2.0, 7.0])
+    path = write_lines(
+        tmp_path / "metrics.jsonl",
+        [{"phase": "a", "step": i, "loss": float(i)} for i in range(10)]
+        + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}],
+    )
+    assert report.smoothed(path, "a", "loss", points=2) == page.Curve(
+        "loss", [2.0, 7.0], [2.0, 7.0]
+    )
     assert report.smoothed(path, "a", "loss").y == [float(i) for i in range(10)]
     assert report.smoothed(tmp_path / "nothing.jsonl", "a", "loss").x == []
 
 
 def test_number():
     assert report.number(None) == "" and report.number(0.12345) == "0.123"
-    assert report.number([0.5, None, 0.75], 2) == "0.50 [?, 0.75]" and report.number(interval([0.0, 1.0])).startswith("0.500 [")
+    assert report.number([0.5, None, 0.75], 2) == "0.50 [?, 0.75]" and report.number(
+        interval([0.0, 1.0])
+    ).startswith("0.500 [")
     assert report.number([0.5, 0.25, 1.0, 3, 2, 1]) == "0.500 [0.250, 1.000]"
 
 
 def test_command():
     assert report.command("gatt", Path("out")) == "python gatt.py"
     assert report.command("gatt", Path("out/7")) == "python gatt.py --out out/7"
-    assert report.command("second", Path("out/7")) == (
-        "python reward.py --init out/7/sft --seed 100 --mix-share 0,0 --out out/7/second")
-    wanted = "python rejection_sampling.py --rounds 4 --mix out/gatt/dialogs.jsonl --batch-tokens 1500"
+    assert (
+        report.command("second", Path("out/7"))
+        == "python reward.py --init out/7/sft --seed 100 --mix-share 0,0 --out out/7/second"
+    )
+    wanted = (
+        "python rejection_sampling.py --rounds 4 --mix out/gatt/dialogs.jsonl --batch-tokens 1500"
+    )
     assert report.command("rlhf-v4", Path("out")) == wanted
 
 
@@ -749,19 +1069,32 @@ def test_scripts(tmp_path, monkeypatch):
         (tmp_path / "results" / name).write_bytes(b"x")
     monkeypatch.setattr(report, "EXPERIMENTS", tmp_path)
     found = report.scripts()
-    assert {name: (told, [file.name for file in files]) for name, (told, files) in found.items()} == {
-        "new": ("About new.", []), "seeds": ("About seeds.", ["seeds-tiny.json", "seeds.json"]),
-        "table08_accuracy": ("About table08_accuracy.", ["table08.json", "table08.png"])}
+    assert {
+        name: (told, [file.name for file in files]) for name, (told, files) in found.items()
+    } == {
+        "new": ("About new.", []),
+        "seeds": ("About seeds.", ["seeds-tiny.json", "seeds.json"]),
+        "table08_accuracy": ("About table08_accuracy.", ["table08.json", "table08.png"]),
+    }
     title, blocks = report.experiments_section({}, tmp_path)
-    assert [block.file.name for block in blocks if isinstance(block, page.Figure)] == ["table08.png"]
+    assert [block.file.name for block in blocks if isinstance(block, page.Figure)] == [
+        "table08.png"
+    ]
     assert any(isinstance(block, str) and "About seeds." in block for block in blocks)
 
 
 def test_page_escapes(tmp_path):
     """What models say cannot become a part of the page."""
     bad = '<script>alert(1)</script> & "`x`"'
-    section = page.Section(bad, [bad, page.Shown(bad, {bad: bad}), page.Table(bad, ["", bad], [[bad, bad]]),
-                                 page.Figure(bad, [page.Panel(bad, [page.Curve("<b>", [1, 2], [0.0, 1.0])])])])
+    section = page.Section(
+        bad,
+        [
+            bad,
+            page.Shown(bad, {bad: bad}),
+            page.Table(bad, ["", bad], [[bad, bad]]),
+            page.Figure(bad, [page.Panel(bad, [page.Curve("<b>", [1, 2], [0.0, 1.0])])]),
+        ],
+    )
     page.write_html(tmp_path / "page.html", [section])
     source = (tmp_path / "page.html").read_text()
     assert "<script" not in source and "<b>alert" not in source and "<code>x</code>" in source
@@ -772,53 +1105,90 @@ def test_page_without_matplotlib(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     figure = page.Figure("A caption.", [page.Panel("the loss", [page.Curve("a", [1], [2.0])])])
     source = page.page([page.Section("One", [figure])])
-    assert "the loss: `pip install matplotlib`" in source and "A caption." in source and "<svg" not in source
+    assert (
+        "the loss: `pip install matplotlib`" in source
+        and "A caption." in source
+        and "<svg" not in source
+    )
 
 
 def test_draw():
-    """Bands where there are ends, gaps left out, names as ticks; the same picture twice is the same text."""
-    panel = page.Panel("a & b", [page.Curve("x", ["sft", "rlhf-v1"], [0.5, 0.7], [0.4, None], [0.6, None], "-o"),
-                                 page.Curve("y", ["rlhf-v1"], [0.6])], level=0.5)
+    """Bands where there are ends, gaps left out, names as ticks; the same picture twice is the same
+    text.
+    """
+    panel = page.Panel(
+        "a & b",
+        [
+            page.Curve("x", ["sft", "rlhf-v1"], [0.5, 0.7], [0.4, None], [0.6, None], "-o"),
+            page.Curve("y", ["rlhf-v1"], [0.6]),
+        ],
+        level=0.5,
+    )
     svg = page.draw(panel)
-    assert svg == page.draw(panel) and svg.startswith("<svg viewBox=") and svg.rstrip().endswith("</svg>")
-    assert ">sft<" in svg and ">v1<" in svg and 'aria-label="a &amp; b"' in svg and "<metadata" not in svg
+    assert (
+        svg == page.draw(panel)
+        and svg.startswith("<svg viewBox=")
+        and svg.rstrip().endswith("</svg>")
+    )
+    assert (
+        ">sft<" in svg
+        and ">v1<" in svg
+        and 'aria-label="a &amp; b"' in svg
+        and "<metadata" not in svg
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- leaks
+# ---- leaks ----
 
 
 def leaks(files: list[Path], prompts: list[dict]) -> list[str]:
-    """User messages in these files that are an evaluation prompt, or end with one behind an instruction."""
+    """User messages in these files that are an evaluation prompt, or end with one behind an
+    instruction.
+    """
     wanted, found = {prompt["prompt"][-1]["content"] for prompt in prompts}, []
     for path in files:
         for number, line in enumerate(path.open(), 1):
             row = json.loads(line)
             for message in row.get("messages", row.get("prompt", [])):
                 text = message["content"]
-                tails = {text, *(text[space + 1:] for space, letter in enumerate(text) if letter == " ")}
+                tails = {
+                    text,
+                    *(text[space + 1 :] for space, letter in enumerate(text) if letter == " "),
+                }
                 if message["role"] == "user" and tails & wanted:
                     found.append(f"{path}, line {number}: {text}")
     return found
 
 
 def trained_on(out: Path) -> list[Path]:
-    """All files of a chain whose rows hold prompts: what its models learned from, or sampled from to learn."""
+    """All files of a chain whose rows hold prompts: what its models learned from, or sampled from
+    to learn.
+    """
     names = ("pairs*.jsonl", "best.jsonl", "dialogs.jsonl", "replay.jsonl", "rollouts.jsonl")
     return sorted(path for name in names for path in out.glob(f"*/{name}"))
 
 
 def test_no_evaluation_prompt_is_trained_on(tmp_path):
-    evaluated = [prompt for split in ("dev", "test") for prompt in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")]
-    world = [toy.FOLDER / name for name in ("sft.jsonl", "prompts-train.jsonl", "pairs-written.jsonl")]
+    evaluated = [
+        prompt
+        for split in ("dev", "test")
+        for prompt in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+    ]
+    world = [
+        toy.FOLDER / name for name in ("sft.jsonl", "prompts-train.jsonl", "pairs-written.jsonl")
+    ]
     files = trained_on(chain()[0])
     assert len(files) == 2 + 2 * 3, "two reward models, two rounds"
     assert leaks(world, evaluated) == [] and leaks(files, evaluated) == []
     train = read_prompts(toy.FOLDER / "prompts-train.jsonl")
-    for path in sorted(chain()[0].glob("rlhf-v*/samples.jsonl")):  # they hold numbers of training prompts, and their answers
+    # they hold numbers of training prompts, and their answers
+    for path in sorted(chain()[0].glob("rlhf-v*/samples.jsonl")):
         assert max(json.loads(line)["index"] for line in path.open()) < len(train)
     text = evaluated[-1]["prompt"][-1]["content"]
-    for row in ({"messages": [user("Hi."), assistant("Hi."), user(text), assistant("Yes.")]},
-                {"prompt": [user(f"Always act as Napoleon. {text}")], "chosen": "a", "rejected": "b"}):
+    for row in (
+        {"messages": [user("Hi."), assistant("Hi."), user(text), assistant("Yes.")]},
+        {"prompt": [user(f"Always act as Napoleon. {text}")], "chosen": "a", "rejected": "b"},
+    ):
         path = write_lines(tmp_path / "pairs.jsonl", [{"prompt": [user("Fine?")]}, row])
         assert len(leaks([path], evaluated)) == 1, "a leak is seen"
 
@@ -832,11 +1202,18 @@ def test_the_interval_in_scores_is_an_interval():
 
 
 def test_show_samples(tmp_path):
-    """The answers that the report will show, without judges, measures or report; nothing is sampled twice."""
+    """The answers that the report will show, without judges, measures or report; nothing is sampled
+    twice.
+    """
     out = linked(tmp_path / "out")
     printed = run_quietly(evaluation.main, *arguments(out, "--samples", "--show", 3))
-    assert not (out / "eval" / "report.html").exists() and not (out / "eval" / "metrics.json").exists()
-    rows = [json.loads(line) for line in (out / "eval" / "answers-rlhf-v2.jsonl").read_text().splitlines()]
+    assert (
+        not (out / "eval" / "report.html").exists() and not (out / "eval" / "metrics.json").exists()
+    )
+    rows = [
+        json.loads(line)
+        for line in (out / "eval" / "answers-rlhf-v2.jsonl").read_text().splitlines()
+    ]
     prompts = few_prompts()
     shown = report.pick_shown(prompts, 3)
     assert len(shown) == 3 and printed.count("\n> ") == 3
@@ -848,4 +1225,10 @@ def test_show_samples(tmp_path):
 def test_sampling():
     """All that changes the answers goes to the sampling, and so into their mark."""
     found = evaluation.sampling(evaluation.Settings(answers=3, seed=7), torch.device("cpu"))
-    assert found == {"samples": 3, "temperature": 1.0, "max_new_tokens": 96, "seed": 7, "device": torch.device("cpu")}
+    assert found == {
+        "samples": 3,
+        "temperature": 1.0,
+        "max_new_tokens": 96,
+        "seed": 7,
+        "device": torch.device("cpu"),
+    }

@@ -30,7 +30,7 @@ class Settings:
     preset: str = "toy"
     out: Path = Path("out")  # where it goes
     learning_rate: float = 5e-3  # §3.1: 2e-5 for 7B;
-                                 # 100 % our choice
+    # 100 % our choice
     max_steps: int | None = None
     # above
     temperatures: tuple[float, ...] = (0.6, 1.0)  # and beside
@@ -51,7 +51,9 @@ class Kill(BaseException):
 
 
 def killed_everywhere(monkeypatch, prepare, work):
-    """For n = 1, 2, …: prepare(), then work() killed before its n-th change on the disk; yields after each."""
+    """For n = 1, 2, …: prepare(), then work() killed before its n-th change on the disk; yields
+    after each.
+    """
     for n in itertools.count(1):
         state, calls = prepare(), itertools.count(1)
 
@@ -60,11 +62,18 @@ def killed_everywhere(monkeypatch, prepare, work):
                 if next(calls) >= n:
                     raise Kill
                 return function(*args, **kwargs)
+
             return call
 
         with monkeypatch.context() as patch:
-            for owner, name in [(os, "fsync"), (os, "replace"), (os, "truncate"), (Path, "unlink"), (Path, "mkdir"),
-                                (shutil, "rmtree")]:
+            for owner, name in [
+                (os, "fsync"),
+                (os, "replace"),
+                (os, "truncate"),
+                (Path, "unlink"),
+                (Path, "mkdir"),
+                (shutil, "rmtree"),
+            ]:
                 patch.setattr(owner, name, dying(getattr(owner, name)))
             try:
                 work()
@@ -80,20 +89,35 @@ def killed_everywhere(monkeypatch, prepare, work):
 
 def test_parse_settings():
     assert parse() == Settings()
-    got = parse("--preset", "tiny", "--learning-rate", "0.2", "--temperatures", "0.6,0.8, 1.0", "--fresh",
-                "--no-compile", "--out", "here", "--annotator", "human")
+    got = parse(
+        "--preset",
+        "tiny",
+        "--learning-rate",
+        "0.2",
+        "--temperatures",
+        "0.6,0.8, 1.0",
+        "--fresh",
+        "--no-compile",
+        "--out",
+        "here",
+        "--annotator",
+        "human",
+    )
     assert got == Settings("tiny", Path("here"), 0.2, 3, (0.6, 0.8, 1.0), "human", True, False)
     assert parse("--preset=tiny", "--max-steps", "none").max_steps is None
 
 
-@pytest.mark.parametrize("argv, told", [
-    (["--max-steps", "2.5"], "argument --max-steps: invalid int value: '2.5'"),
-    (["--learning-rate", "nan"], "argument --learning-rate: invalid float value: 'nan'"),
-    (["--temperatures", "0.6;1"], "invalid comma-separated float value"),
-    (["--preset", "huge"], "tiny"),
-    (["--annotator", "cat"], "human"),
-    (["--fre"], "unrecognized arguments: --fre"),
-])
+@pytest.mark.parametrize(
+    "argv, told",
+    [
+        (["--max-steps", "2.5"], "argument --max-steps: invalid int value: '2.5'"),
+        (["--learning-rate", "nan"], "argument --learning-rate: invalid float value: 'nan'"),
+        (["--temperatures", "0.6;1"], "invalid comma-separated float value"),
+        (["--preset", "huge"], "tiny"),
+        (["--annotator", "cat"], "human"),
+        (["--fre"], "unrecognized arguments: --fre"),
+    ],
+)
 def test_parse_settings_refuses(argv, told, capsys):
     with pytest.raises(SystemExit) as end:
         parse(*argv)
@@ -102,15 +126,27 @@ def test_parse_settings_refuses(argv, told, capsys):
 
 def test_parse_settings_help(capsys):
     assert field_comments(Settings) == {
-        "preset": "which set of values to begin with", "out": "where it goes", "max_steps": "", "compile": "",
-        "learning_rate": "§3.1: 2e-5 for 7B; 100 % our choice", "temperatures": "above and beside", "annotator": "",
-        "fresh": "start over"}
+        "preset": "which set of values to begin with",
+        "out": "where it goes",
+        "max_steps": "",
+        "compile": "",
+        "learning_rate": "§3.1: 2e-5 for 7B; 100 % our choice",
+        "temperatures": "above and beside",
+        "annotator": "",
+        "fresh": "start over",
+    }
     with pytest.raises(SystemExit) as end:
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
-    for piece in ("100 % fun.", "§3.1: 2e-5 for 7B; 100 % our choice (default: 0.005)", "(default: 0.6,1.0)",
-                  "(default: none)", "presets: tiny: learning_rate=0.1, max_steps=3 toy: the defaults", "--no-compile"):
+    for piece in (
+        "100 % fun.",
+        "§3.1: 2e-5 for 7B; 100 % our choice (default: 0.005)",
+        "(default: 0.6,1.0)",
+        "(default: none)",
+        "presets: tiny: learning_rate=0.1, max_steps=3 toy: the defaults",
+        "--no-compile",
+    ):
         assert piece in text
 
     @dataclass
@@ -126,14 +162,27 @@ def test_run(capsys):
     def fails(mistake):
         def main():
             raise mistake
+
         with pytest.raises(SystemExit) as end:
             runtime.run(main)
         return end.value.code, capsys.readouterr().err
 
-    assert fails(InputError("a.jsonl, line 2:\nno answer")) == (1, "error: a.jsonl, line 2: no answer\n")
-    assert fails(FileNotFoundError(2, "No such file", "x.bin")) == (1, "error: x.bin: No such file\n")
-    assert fails(OSError(28, "No space left on device")) == (1, "error: [Errno 28] No space left on device\n")
-    assert fails(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")) == (1, "error: the input is not text in utf-8\n")
+    assert fails(InputError("a.jsonl, line 2:\nno answer")) == (
+        1,
+        "error: a.jsonl, line 2: no answer\n",
+    )
+    assert fails(FileNotFoundError(2, "No such file", "x.bin")) == (
+        1,
+        "error: x.bin: No such file\n",
+    )
+    assert fails(OSError(28, "No space left on device")) == (
+        1,
+        "error: [Errno 28] No space left on device\n",
+    )
+    assert fails(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")) == (
+        1,
+        "error: the input is not text in utf-8\n",
+    )
     assert fails(KeyboardInterrupt())[0] == 130
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         runtime.run(lambda: 1 / 0)
@@ -142,15 +191,22 @@ def test_run(capsys):
 def test_open_stage(tmp_path, capsys):
     folder, data = tmp_path / "out" / "sft", tmp_path / "data.jsonl"
     data.write_text("one")
-    settings, inputs = {"lr": 5e-3, "temps": (0.6, 1.0), "init": Path("a"), "model": {"dim": 96}}, {"data": data}
+    settings, inputs = {"lr": 5e-3, "temps": (0.6, 1.0), "init": Path("a"), "model": {"dim": 96}}, {
+        "data": data
+    }
     assert runtime.open_stage(folder, {**settings, "lr": 1e-2}, {}, fresh=True)
     assert runtime.open_stage(folder, settings, inputs), "nothing was made: begun anew"
     (folder / "metrics.jsonl").write_text("")
     assert runtime.open_stage(folder, settings, inputs), "unfinished: goes on"
-    with pytest.raises(InputError, match=r"begun differently: lr 0.005 → 0.01; model.dim 96 → 32; run.*--fresh"):
+    with pytest.raises(
+        InputError, match=r"begun differently: lr 0.005 → 0.01; model.dim 96 → 32; run.*--fresh"
+    ):
         runtime.open_stage(folder, {**settings, "lr": 1e-2, "model": {"dim": 32}}, inputs)
     runtime.finish_stage(folder, {}, (0, 0))
-    assert not runtime.open_stage(folder, settings, inputs) and "finished already" in capsys.readouterr().out
+    assert (
+        not runtime.open_stage(folder, settings, inputs)
+        and "finished already" in capsys.readouterr().out
+    )
     data.write_text("two")
     with pytest.raises(InputError, match="made differently: input data .*data.jsonl.* has changed"):
         runtime.open_stage(folder, settings, inputs)
@@ -162,7 +218,11 @@ def test_open_stage(tmp_path, capsys):
 
 
 def test_open_stage_leaves_other_folders_alone(tmp_path):
-    for name, content in [("thesis.tex", "x"), ("stage.json", '{"play": "Hamlet"}'), ("stage.json", "{")]:
+    for name, content in [
+        ("thesis.tex", "x"),
+        ("stage.json", '{"play": "Hamlet"}'),
+        ("stage.json", "{"),
+    ]:
         folder = tmp_path / f"folder{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / name).write_text(content)
@@ -189,7 +249,9 @@ def test_open_stage_fresh_survives_a_kill(tmp_path, monkeypatch):
         (folder / "model.pth").write_text("weights")
         runtime.finish_stage(folder, {}, (0, 0))
 
-    for _ in killed_everywhere(monkeypatch, prepare, lambda: runtime.open_stage(folder, {"lr": 2}, {}, fresh=True)):
+    for _ in killed_everywhere(
+        monkeypatch, prepare, lambda: runtime.open_stage(folder, {"lr": 2}, {}, fresh=True)
+    ):
         if runtime.is_finished(folder):  # nothing has happened yet
             assert kept <= {file.name for file in folder.iterdir()}
         else:  # the same command, with --fresh or without, begins anew
@@ -199,8 +261,11 @@ def test_open_stage_fresh_survives_a_kill(tmp_path, monkeypatch):
 
 def test_open_stage_survives_a_kill_on_its_first_start(tmp_path, monkeypatch):
     folder = tmp_path / "out"
-    for _ in killed_everywhere(monkeypatch, lambda: shutil.rmtree(folder, ignore_errors=True),
-                               lambda: runtime.open_stage(folder, {"lr": 2}, {})):
+    for _ in killed_everywhere(
+        monkeypatch,
+        lambda: shutil.rmtree(folder, ignore_errors=True),
+        lambda: runtime.open_stage(folder, {"lr": 2}, {}),
+    ):
         assert runtime.open_stage(folder, {"lr": 2}, {})
 
 
@@ -214,7 +279,11 @@ def test_finish_stage(tmp_path, monkeypatch):
         for name in ("checkpoint-sft.pth", "helpfulness/checkpoint.pth.tmp", "model.pth"):
             (folder / name).touch()
 
-    for _ in killed_everywhere(monkeypatch, prepare, lambda: runtime.finish_stage(folder, {"loss": math.nan, "n": 2}, (0, 0))):
+    for _ in killed_everywhere(
+        monkeypatch,
+        prepare,
+        lambda: runtime.finish_stage(folder, {"loss": math.nan, "n": 2}, (0, 0)),
+    ):
         if runtime.open_stage(folder, {}, {}):
             assert (folder / "checkpoint-sft.pth").exists()
         else:
@@ -232,12 +301,16 @@ def test_finish_stage_tells_the_seconds(tmp_path, monkeypatch, capsys):
     now = [150.0, 93.0]
     runtime.finish_stage(tmp_path / "sft", {"loss": 1.0}, started)
     assert json.loads((tmp_path / "sft" / "stage.json").read_text())["results"] == {
-        "loss": 1.0, "seconds": 50.0, "cpu_seconds": 90.0}
+        "loss": 1.0,
+        "seconds": 50.0,
+        "cpu_seconds": 90.0,
+    }
     assert capsys.readouterr().out == f"wrote {tmp_path / 'sft'} in 50 s\n"
 
 
 def test_kept_settings():
     """What changes the result stays; where and how a stage runs, and what is named, does not."""
+
     @dataclass
     class Settings:
         out: str = "out"
@@ -277,7 +350,9 @@ def test_require(tmp_path):
     runtime.open_stage(tmp_path / "sft", {}, {})
     (tmp_path / "sft" / "rows.jsonl").touch()
     for path in (tmp_path / "sft", tmp_path / "sft" / "rows.jsonl"):
-        with pytest.raises(InputError, match="sft is not finished; `python sft.py` goes on with it"):
+        with pytest.raises(
+            InputError, match="sft is not finished; `python sft.py` goes on with it"
+        ):
             runtime.require(path, "python sft.py")
     runtime.finish_stage(tmp_path / "sft", {}, (0, 0))
     assert runtime.require(str(tmp_path / "sft"), "python sft.py") == tmp_path / "sft"
@@ -285,9 +360,19 @@ def test_require(tmp_path):
 
 def test_fingerprint(tmp_path):
     (tmp_path / "a").write_text("x")
-    assert runtime.fingerprint(tmp_path / "a") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert (
+        runtime.fingerprint(tmp_path / "a")
+        == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    )
     before = runtime.fingerprint(tmp_path)
-    for name in ("stage.json", "metrics.jsonl", "checkpoint-ppo.pth", "checkpoint.pth.tmp", "b.tmp", ".DS_Store"):
+    for name in (
+        "stage.json",
+        "metrics.jsonl",
+        "checkpoint-ppo.pth",
+        "checkpoint.pth.tmp",
+        "b.tmp",
+        ".DS_Store",
+    ):
         (tmp_path / name).write_text("y")
     assert runtime.fingerprint(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "b")
@@ -322,7 +407,11 @@ def test_save_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         runtime.save_checkpoint(path, {"step": 8})
     again = runtime.load_checkpoint(path)
-    assert again["step"] == 7 and again["best"] == (0.1, None) and again["model"]["w"].equal(state["model"]["w"])
+    assert (
+        again["step"] == 7
+        and again["best"] == (0.1, None)
+        and again["model"]["w"].equal(state["model"]["w"])
+    )
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
 
 
@@ -358,7 +447,10 @@ def test_append_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     runtime.append_rows(path, [{"text": "naïve\nline", "score": math.inf}])
     runtime.append_rows(path, [{"score": np.float32(0.5), "ids": torch.tensor([1, 2])}])
-    assert path.read_text("utf-8") == '{"text": "naïve\\nline", "score": null}\n{"score": 0.5, "ids": [1, 2]}\n'
+    assert (
+        path.read_text("utf-8")
+        == '{"text": "naïve\\nline", "score": null}\n{"score": 0.5, "ids": [1, 2]}\n'
+    )
 
 
 def test_resume_rows(tmp_path):
@@ -369,8 +461,8 @@ def test_resume_rows(tmp_path):
     for size in range(len(whole) + 1):  # killed after any byte
         path.write_bytes(whole[:size])
         kept = runtime.resume_rows(path)
-        assert kept == rows[:whole[:size].count(b"\n")]
-        runtime.append_rows(path, rows[len(kept):])
+        assert kept == rows[: whole[:size].count(b"\n")]
+        runtime.append_rows(path, rows[len(kept) :])
         assert path.read_bytes() == whole
     assert runtime.resume_rows(path, batches=[2, 2, 2]) == rows[:4] == runtime.resume_rows(path)
     assert runtime.resume_rows(path, batches=[5]) == [] and path.read_bytes() == b""
@@ -382,12 +474,19 @@ def test_resume_rows(tmp_path):
 
 def test_plain_json():
     third = 1 / 3
-    assert runtime.plain_json({1: [third, True, "a"], "n": np.int64(2)}) == {"1": [third, True, "a"], "n": 2}
+    assert runtime.plain_json({1: [third, True, "a"], "n": np.int64(2)}) == {
+        "1": [third, True, "a"],
+        "n": 2,
+    }
     assert runtime.plain_json((torch.tensor(third), math.nan), digits=3) == [0.333, None]
 
 
 def test_choose_device():
-    assert runtime.choose_device("cpu").type == "cpu" and runtime.choose_device().type in ("cpu", "cuda", "mps")
+    assert runtime.choose_device("cpu").type == "cpu" and runtime.choose_device().type in (
+        "cpu",
+        "cuda",
+        "mps",
+    )
     for name in ("gpu", "cpu:1", "cuda:x", "cuda:99"):
         with pytest.raises(InputError, match=f"--device {name}"):
             runtime.choose_device(name)
@@ -434,14 +533,22 @@ def test_metrics(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows[0] == {"phase": "sft", "step": 0, "loss": 0.666667, "bad": None}
     assert [(row["phase"], row["step"]) for row in rows] == [
-        ("sft", 0), ("eval", 0), ("eval", 1), ("eval", 2), ("sft", 1)]
+        ("sft", 0),
+        ("eval", 0),
+        ("eval", 1),
+        ("eval", 2),
+        ("sft", 1),
+    ]
     assert rows[1]["wins"] == [0.333333, 2]
 
 
 def test_check_positive():
     settings = Settings(learning_rate=0.1, max_steps=0, temperatures=(0.5, 0.0))
     runtime.check_positive(settings, "learning_rate")
-    for name, told in (("max_steps", "--max-steps 0: must be more than 0"), ("temperatures", "--temperatures 0.5,0.0: must")):
+    for name, told in (
+        ("max_steps", "--max-steps 0: must be more than 0"),
+        ("temperatures", "--temperatures 0.5,0.0: must"),
+    ):
         with pytest.raises(InputError, match=told):
             runtime.check_positive(settings, name)
     with pytest.raises(InputError, match="--temperatures is empty"):
@@ -457,6 +564,11 @@ def test_check_positive():
 def test_run_with_a_reader_that_stops():
     """`| head` closes the pipe: no traceback, no error."""
     code = "from runtime import run; run(lambda: [print('line ' * 50) for _ in range(5000)])"
-    found = subprocess.run(f'{sys.executable} -c "{code}" | head -1', shell=True, capture_output=True, text=True,
-                           cwd=Path(__file__).parent.parent)
+    found = subprocess.run(
+        f'{sys.executable} -c "{code}" | head -1',
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
     assert found.stdout.startswith("line") and found.stderr == ""

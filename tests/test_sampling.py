@@ -13,7 +13,8 @@ from runtime.sampling import row_number
 from tests.helpers import system, tiny_model, toy_prompts, toy_tokenizer, user
 
 PROMPTS = [
-    {"prompt": [user(text)]} for text in ("Hi", "What is 3 plus 4?", "Name two birds.", "Hi", "Is 12 or 9 bigger?")
+    {"prompt": [user(text)]}
+    for text in ("Hi", "What is 3 plus 4?", "Name two birds.", "Hi", "Is 12 or 9 bigger?")
 ]
 
 
@@ -24,23 +25,37 @@ def sample(prompts=PROMPTS, **options):
 
 def test_sample_answers():
     rows = sample()
-    assert [(row["index"], row["sample"]) for row in rows] == [(i, k) for i in range(5) for k in range(3)]
+    assert [(row["index"], row["sample"]) for row in rows] == [
+        (i, k) for i in range(5) for k in range(3)
+    ]
     for row in rows:
         assert row["answer"] == toy_tokenizer().decode(row["answer_ids"]).strip()
-        assert row["finish_reason"] == ("eos" if row["answer_ids"][-1] == toy_tokenizer().eos_id else "length")
-        assert row["temperature"] == 1.0 and row["has_tag"] is False and 0 < len(row["answer_ids"]) <= 9
+        assert row["finish_reason"] == (
+            "eos" if row["answer_ids"][-1] == toy_tokenizer().eos_id else "length"
+        )
+        assert (
+            row["temperature"] == 1.0
+            and row["has_tag"] is False
+            and 0 < len(row["answer_ids"]) <= 9
+        )
     texts = [tuple(row["answer_ids"]) for row in rows]
-    assert len(set(texts)) == 15, "every sample of every prompt, equal prompts too, has random numbers of its own"
+    assert (
+        len(set(texts)) == 15
+    ), "every sample of every prompt, equal prompts too, has random numbers of its own"
     assert texts != [tuple(row["answer_ids"]) for row in sample(key=(1, "v1"))]
     assert texts != [tuple(row["answer_ids"]) for row in sample(key=(0, "v2"))]
 
 
 def test_sample_answers_keys_do_not_depend_on_the_batch():
-    """A row's random numbers are those of its key; the products of other batches differ in the last bits only."""
+    """A row's random numbers are those of its key; the products of other batches differ in the last
+    bits only.
+    """
     rows = sample()
     for options in (dict(batch_rows=1), dict(batch_rows=6), dict(samples=2)):
         for row in sample(**options):
-            twin = next(r for r in rows if (r["index"], r["sample"]) == (row["index"], row["sample"]))
+            twin = next(
+                r for r in rows if (r["index"], r["sample"]) == (row["index"], row["sample"])
+            )
             assert row["answer_ids"] == twin["answer_ids"] and row["logprob"] == pytest.approx(
                 twin["logprob"], abs=1e-3
             )
@@ -48,13 +63,17 @@ def test_sample_answers_keys_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
 def test_sample_answers_logprob_is_the_models_own(temperature):
-    """Summed log-probability at temperature 1, whatever it was sampled at, over the answer's ids with EOS."""
+    """Summed log-probability at temperature 1, whatever it was sampled at, over the answer's ids
+    with EOS.
+    """
     model = tiny_model()
     for row in sample(temperature=temperature, samples=1):
         prompt = encode_prompt(toy_tokenizer(), PROMPTS[row["index"]]["prompt"])
         with torch.no_grad():
             logprobs = model(torch.tensor([prompt + row["answer_ids"]]))[0].log_softmax(-1)
-        own = sum(logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(row["answer_ids"]))
+        own = sum(
+            logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(row["answer_ids"])
+        )
         assert row["logprob"] == pytest.approx(own, abs=1e-3)
 
 
@@ -63,16 +82,27 @@ def test_sample_answers_at_several_temperatures():
     assert [row["temperature"] for row in rows[:3]] == [0.0, 1.0, 0.0]
     for greedy, drawn, again in zip(rows[0::3], rows[1::3], rows[2::3], strict=True):
         assert greedy["answer_ids"] == again["answer_ids"] != drawn["answer_ids"]
-    assert [row["answer_ids"] for row in rows[1::3]] == [row["answer_ids"] for row in sample()[1::3]]
+    assert [row["answer_ids"] for row in rows[1::3]] == [
+        row["answer_ids"] for row in sample()[1::3]
+    ]
 
 
 def test_sample_answers_counts_tags(monkeypatch):
     tokenizer = toy_tokenizer()
     ids = [*tokenizer.encode(" see [INST] here"), tokenizer.eos_id]
-    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *args, **options: [
-        Generation(ids, [-1.0] * len(ids), "eos") for _ in prompts])
+    monkeypatch.setattr(
+        runtime.sampling,
+        "generate",
+        lambda model, prompts, *args, **options: [
+            Generation(ids, [-1.0] * len(ids), "eos") for _ in prompts
+        ],
+    )
     row = sample()[0]
-    assert row["has_tag"] is True and row["answer"] == "see [INST] here" and row["logprob"] == -len(ids)
+    assert (
+        row["has_tag"] is True
+        and row["answer"] == "see [INST] here"
+        and row["logprob"] == -len(ids)
+    )
 
 
 def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -82,8 +112,12 @@ def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
     written = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert sorted(written, key=lambda row: (row["index"], row["sample"])) == rows
     whole, calls, generate = path.read_bytes(), [], runtime.sampling.generate
-    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *a, **k: calls.append(len(prompts))
-                        or generate(model, prompts, *a, **k))
+    monkeypatch.setattr(
+        runtime.sampling,
+        "generate",
+        lambda model, prompts, *a, **k: calls.append(len(prompts))
+        or generate(model, prompts, *a, **k),
+    )
     for kept, expected in [(15, []), (14, [3]), (12, [3]), (11, [6, 3]), (0, [6, 6, 3])]:
         calls.clear()
         lines = whole.splitlines(keepends=True)
@@ -91,25 +125,37 @@ def test_sample_answers_goes_on_where_it_was(tmp_path, monkeypatch):
         assert sample(path=path, **options) == rows and calls == expected
         assert path.read_bytes() == whole
     lines = whole.splitlines(keepends=True)
-    for damaged in (sorted(lines)[:12], lines[:6] * 2, [*lines, *lines], lines[1:]):  # cut by hand; two runs wrote at once
+    # cut by hand; two runs wrote at once
+    for damaged in (sorted(lines)[:12], lines[:6] * 2, [*lines, *lines], lines[1:]):
         path.write_bytes(b"".join(damaged))
         assert sample(path=path, **options) == rows and path.read_bytes() == whole
     path.write_bytes(b"".join(reversed(lines)))
     calls.clear()
-    assert sample(path=path, **options) == rows and not calls, "complete, in another order: as a round leaves it"
+    assert (
+        sample(path=path, **options) == rows and not calls
+    ), "complete, in another order: as a round leaves it"
 
 
 def test_row_number():
-    assert row_number({"index": 3, "sample": 1, "answer": ""}) == (3, 1) and row_number({}) == (-1, -1)
+    assert row_number({"index": 3, "sample": 1, "answer": ""}) == (3, 1) and row_number({}) == (
+        -1,
+        -1,
+    )
 
 
 def test_sample_answers_shares_the_prefill(monkeypatch):
-    """K answers from one reading of the prompt have the log-probabilities of K separate readings, to 1e-5 a token."""
+    """K answers from one reading of the prompt have the log-probabilities of K separate readings,
+    to 1e-5 a token.
+    """
     model, tokenizer = tiny_model(), toy_tokenizer()
     prompt = encode_prompt(tokenizer, PROMPTS[1]["prompt"])
     keys, read, features = [(0, k) for k in range(6)], [], model.features
-    monkeypatch.setattr(model, "features", lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
-                        or features(tokens, *rest, **options))
+    monkeypatch.setattr(
+        model,
+        "features",
+        lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
+        or features(tokens, *rest, **options),
+    )
     shared = generate(model, [prompt] * 6, keys, 9, 1.0, eos_id=tokenizer.eos_id)
     assert read[0] == (1, len(prompt)), "the prompt is read once"
     for key, one in zip(keys, shared, strict=True):
@@ -121,25 +167,46 @@ def test_sample_answers_wastes_nothing(monkeypatch):
     """Batches hold prompts of like length, and rows that have ended leave the batch."""
     model, batches, read = tiny_model(), [], []
     inner, features = runtime.sampling.generate, model.features
-    monkeypatch.setattr(runtime.sampling, "generate", lambda model, prompts, *rest, **options: batches.append(
-        [len(prompt) for prompt in prompts]) or inner(model, prompts, *rest, **options))
-    monkeypatch.setattr(model, "features", lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
-                        or features(tokens, *rest, **options))
+    monkeypatch.setattr(
+        runtime.sampling,
+        "generate",
+        lambda model, prompts, *rest, **options: batches.append([len(prompt) for prompt in prompts])
+        or inner(model, prompts, *rest, **options),
+    )
+    monkeypatch.setattr(
+        model,
+        "features",
+        lambda tokens, *rest, **options: read.append(tuple(tokens.shape))
+        or features(tokens, *rest, **options),
+    )
     prompts = [{"prompt": [user("Hi " * n)]} for n in (9, 1, 6, 3, 8, 2)]
-    sample_answers(model, toy_tokenizer(), prompts, key=(0, "v"), samples=2, max_new_tokens=3, batch_rows=4)
-    assert [length for batch in batches for length in batch] == sorted(length for batch in batches for length in batch)
+    sample_answers(
+        model, toy_tokenizer(), prompts, key=(0, "v"), samples=2, max_new_tokens=3, batch_rows=4
+    )
+    assert [length for batch in batches for length in batch] == sorted(
+        length for batch in batches for length in batch
+    )
     assert [len(batch) for batch in batches] == [4, 4, 4]
-    bonus = torch.zeros(toy_tokenizer().vocab_size).index_fill(0, torch.tensor(toy_tokenizer().eos_id), 6.0)
-    model.output.register_forward_hook(lambda module, given, logits: logits + bonus)  # one token in five ends the answer
+    bonus = torch.zeros(toy_tokenizer().vocab_size).index_fill(
+        0, torch.tensor(toy_tokenizer().eos_id), 6.0
+    )
+    # one token in five ends the answer
+    model.output.register_forward_hook(lambda module, given, logits: logits + bonus)
     read.clear()
-    rows = sample_answers(model, toy_tokenizer(), prompts, key=(0, "v"), samples=50, max_new_tokens=60, batch_rows=400)
-    longest, tokens = max(len(row["answer_ids"]) for row in rows), sum(len(row["answer_ids"]) for row in rows)
+    rows = sample_answers(
+        model, toy_tokenizer(), prompts, key=(0, "v"), samples=50, max_new_tokens=60, batch_rows=400
+    )
+    longest, tokens = max(len(row["answer_ids"]) for row in rows), sum(
+        len(row["answer_ids"]) for row in rows
+    )
     decoded = sum(size for size, width in read if width == 1)
     assert tokens - len(rows) <= decoded < 0.7 * len(rows) * longest
 
 
 def test_sample_answers_finishes_each_batch(tmp_path):
-    """`finish` sees a batch's rows before they are written; rows that are there already are not finished again."""
+    """`finish` sees a batch's rows before they are written; rows that are there already are not
+    finished again.
+    """
     path, seen = tmp_path / "answers.jsonl", []
 
     def finish(rows):
@@ -148,7 +215,9 @@ def test_sample_answers_finishes_each_batch(tmp_path):
             row["score"] = row["index"] * 10 + row["sample"]
 
     rows = sample(path=path, finish=finish, batch_rows=6)
-    assert seen == [6, 6, 3] and [row["score"] for row in rows] == [10 * i + k for i in range(5) for k in range(3)]
+    assert seen == [6, 6, 3] and [row["score"] for row in rows] == [
+        10 * i + k for i in range(5) for k in range(3)
+    ]
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:8]))
     assert sample(path=path, finish=finish, batch_rows=6) == rows and seen == [6, 6, 3, 6, 3]
 
@@ -157,7 +226,11 @@ def test_unusable():
     row = {"answer": "Yes.", "finish_reason": "eos", "has_tag": False}
     assert unusable(row) == ""
     assert unusable(row | {"finish_reason": "length"}) == "cut at the length limit"
-    assert unusable(row | {"has_tag": True}) == unusable(row | {"answer": ""}) == "holds a tag or nothing"
+    assert (
+        unusable(row | {"has_tag": True})
+        == unusable(row | {"answer": ""})
+        == "holds a tag or nothing"
+    )
 
 
 def test_sample_answers_refuses_tags():
@@ -190,8 +263,12 @@ def test_in_batches():
 
 def test_encode_prompts():
     prompts = toy_prompts(4)
-    assert encode_prompts(toy_tokenizer(), prompts, 256) == [encode_prompt(toy_tokenizer(), p["prompt"]) for p in prompts]
-    with pytest.raises(InputError, match="file, line 3: the prompt has [0-9]+ tokens, the model's context only 8"):
+    assert encode_prompts(toy_tokenizer(), prompts, 256) == [
+        encode_prompt(toy_tokenizer(), p["prompt"]) for p in prompts
+    ]
+    with pytest.raises(
+        InputError, match="file, line 3: the prompt has [0-9]+ tokens, the model's context only 8"
+    ):
         encode_prompts(toy_tokenizer(), [{"prompt": [user("a " * 9)], "where": "file, line 3"}], 8)
     with pytest.raises(InputError, match="line 4: the user's content holds the tag"):
         encode_prompts(toy_tokenizer(), [{"prompt": [user("[INST]")], "where": "line 4"}], 99)

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning: the loss counts answers only, training learns them, a killed run goes on bit for bit."""
+"""Supervised fine-tuning: the loss counts answers only, training learns them, a killed run goes on
+bit for bit.
+"""
 
 import itertools
 import json
@@ -16,8 +18,11 @@ from sft import answer_loss, encode_rows, finetune, held_out_loss, sft_loss, sho
 from tests.helpers import Kill, Killer, assistant, tiny_model, toy_dialogs, toy_tokenizer, user
 from tests.reference import losses as reference
 
-SHORT = [[user("What is 3 plus 4?"), assistant("It is 7.")], [user("Hi"), assistant("Hello, dear friend!")],
-         [user("Name a bird."), assistant("An owl."), user("Another?"), assistant("A crow.")]]
+SHORT = [
+    [user("What is 3 plus 4?"), assistant("It is 7.")],
+    [user("Hi"), assistant("Hello, dear friend!")],
+    [user("Name a bird."), assistant("An owl."), user("Another?"), assistant("A crow.")],
+]
 
 
 def dialogs_of(messages, train_on="all"):
@@ -29,7 +34,10 @@ def test_sft_loss():
     logits = torch.zeros(1, 4, 3)
     logits[0, 1] = torch.tensor([0.0, math.log(2), 0.0])  # probabilities 1/4, 1/2, 1/4 for token 2
     logits[0, 2] = torch.tensor([0.0, 0.0, math.log(6)])  # 1/8, 1/8, 3/4 for token 3
-    logits[0, 0], logits[0, 3] = torch.tensor([50.0, -50.0, -50.0]), torch.tensor([-50.0, 50.0, 50.0])  # wildly wrong
+    # wildly wrong
+    logits[0, 0], logits[0, 3] = torch.tensor([50.0, -50.0, -50.0]), torch.tensor(
+        [-50.0, 50.0, 50.0]
+    )
     tokens, mask = torch.tensor([[0, 2, 1, 2]]), torch.tensor([[False, False, True, True]])
     loss, count = sft_loss(logits, tokens, mask)
     assert count == 2 and loss.item() == pytest.approx(math.log(2) + math.log(4 / 3))
@@ -43,7 +51,9 @@ def test_sft_loss_equals_the_slow_one():
     mask = torch.rand(3, 7) < 0.5
     loss, count = sft_loss(logits, tokens, mask)
     expected, number = reference.sft(logits.tolist(), tokens.tolist(), mask.tolist())
-    assert count == number == int(mask[:, 1:].sum()) and loss.item() == pytest.approx(expected, rel=1e-5)
+    assert count == number == int(mask[:, 1:].sum()) and loss.item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_sft_loss_gradient_reaches_only_predictions_of_answers():
@@ -58,7 +68,10 @@ def test_sft_loss_gradient_reaches_only_predictions_of_answers():
 
 def test_sft_loss_of_nothing():
     """All labels masked: an error, not NaN and not a quiet 0.0."""
-    for mask in (torch.zeros(2, 4, dtype=torch.bool), torch.tensor([[True, False, False, False]] * 2)):
+    for mask in (
+        torch.zeros(2, 4, dtype=torch.bool),
+        torch.tensor([[True, False, False, False]] * 2),
+    ):
         with pytest.raises(InputError, match="no token of the batch is trained on"):
             sft_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.long), mask)
 
@@ -90,14 +103,25 @@ def test_answer_loss():
 
 def test_encode_rows():
     tokenizer = toy_tokenizer()
-    sampled = [token for piece in (" It", " i", "s", " 7", ".") for token in tokenizer.encode(piece)] + [tokenizer.eos_id]
-    assert sampled != encode_turn(tokenizer, *(message["content"] for message in SHORT[0]))[1], "else the text would do"
+    sampled = [
+        token for piece in (" It", " i", "s", " 7", ".") for token in tokenizer.encode(piece)
+    ] + [tokenizer.eos_id]
+    assert (
+        sampled != encode_turn(tokenizer, *(message["content"] for message in SHORT[0]))[1]
+    ), "else the text would do"
     row = {"messages": SHORT[0], "answer_ids": sampled, "tokenizer": tokenizer.fingerprint}
     [dialog] = encode_rows(tokenizer, [row], 256)
-    assert dialog.ids == encode_prompt(tokenizer, SHORT[0][:1]) + sampled, "the ids that were sampled"
+    assert (
+        dialog.ids == encode_prompt(tokenizer, SHORT[0][:1]) + sampled
+    ), "the ids that were sampled"
     changed = row | {"messages": [*SHORT[0][:1], assistant("It is 8.")]}
-    assert encode_rows(tokenizer, [changed], 256) == dialogs_of([changed["messages"]]), "a text that was changed counts"
-    for control, ids in [("BOS", [*sampled[:2], tokenizer.bos_id, *sampled[2:]]), ("a second EOS", [tokenizer.eos_id, *sampled])]:
+    assert encode_rows(tokenizer, [changed], 256) == dialogs_of(
+        [changed["messages"]]
+    ), "a text that was changed counts"
+    for control, ids in [
+        ("BOS", [*sampled[:2], tokenizer.bos_id, *sampled[2:]]),
+        ("a second EOS", [tokenizer.eos_id, *sampled]),
+    ]:
         [dialog] = encode_rows(tokenizer, [row | {"answer_ids": ids}], 256)
         assert dialog == dialogs_of(SHORT[:1])[0], f"{control} among the ids: the text"
     [dialog] = encode_rows(tokenizer, [row | {"tokenizer": "another"}], 256)
@@ -107,11 +131,19 @@ def test_encode_rows():
     length = len(dialog.ids)
     assert encode_rows(tokenizer, [{"messages": SHORT[2]}], length)
     with pytest.raises(
-        InputError, match=f"a.jsonl, line 3: the dialog has {length} tokens, the model's context only {length - 1}"
+        InputError,
+        match=(
+            f"a.jsonl, line 3: the dialog has {length} tokens, the model's context only"
+            f" {length - 1}"
+        ),
     ):
         encode_rows(tokenizer, [{"messages": SHORT[2], "where": "a.jsonl, line 3"}], length - 1)
     with pytest.raises(InputError, match="a.jsonl, line 3: the user's content holds the tag"):
-        encode_rows(tokenizer, [{"messages": [user("<<SYS>>"), assistant("a")], "where": "a.jsonl, line 3"}], 99)
+        encode_rows(
+            tokenizer,
+            [{"messages": [user("<<SYS>>"), assistant("a")], "where": "a.jsonl, line 3"}],
+            99,
+        )
 
 
 def test_held_out_loss():
@@ -124,35 +156,62 @@ def test_held_out_loss():
     batches = []
     original = sft.batches_by_length
     try:
-        sft.batches_by_length = lambda lengths, tokens: batches.append(original(lengths, 300)) or batches[-1]
-        assert held_out_loss(model, dialogs[:80]) == pytest.approx(mean, rel=1e-5) and len(batches[0]) > 5
+        sft.batches_by_length = (
+            lambda lengths, tokens: batches.append(original(lengths, 300)) or batches[-1]
+        )
+        assert (
+            held_out_loss(model, dialogs[:80]) == pytest.approx(mean, rel=1e-5)
+            and len(batches[0]) > 5
+        )
     finally:
         sft.batches_by_length = original
 
 
 def train(folder, dialogs, model=None, **options):
     model = model or tiny_model()
-    options = dict(epochs=1, batch_tokens=100, learning_rate=1e-2, phase="test", seed=0, warmup_fraction=0.0) | options
+    options = (
+        dict(
+            epochs=1,
+            batch_tokens=100,
+            learning_rate=1e-2,
+            phase="test",
+            seed=0,
+            warmup_fraction=0.0,
+        )
+        | options
+    )
     finetune(model, dialogs, folder=folder, **options)
     return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_finetune(tmp_path):
-    """A loss that must fall: a tiny model learns three dialogs by heart, and stops after each answer."""
+    """A loss that must fall: a tiny model learns three dialogs by heart, and stops after each
+    answer.
+    """
     dialogs = dialogs_of(SHORT)
     model, log = train(tmp_path, dialogs, epochs=60)
-    assert log[0]["loss"] > 5 and log[-1]["loss"] < 0.05 and [row["step"] for row in log] == [*range(len(log))]
+    assert (
+        log[0]["loss"] > 5
+        and log[-1]["loss"] < 0.05
+        and [row["step"] for row in log] == [*range(len(log))]
+    )
     for messages in SHORT:
         prompt = encode_prompt(toy_tokenizer(), messages[:-1])
         [answer] = generate(model, [prompt], [(0,)], 30, 0.0, eos_id=toy_tokenizer().eos_id)
-        assert toy_tokenizer().decode(answer.ids).strip() == messages[-1]["content"] and answer.finish_reason == "eos"
+        assert (
+            toy_tokenizer().decode(answer.ids).strip() == messages[-1]["content"]
+            and answer.finish_reason == "eos"
+        )
     assert not model.training
 
 
 def test_finetune_learns_answers_alone(tmp_path):
-    """Questions are not learned: their loss stays where it was while the answers' goes to nothing."""
+    """Questions are not learned: their loss stays where it was while the answers' goes to nothing.
+    """
     dialogs = dialogs_of(SHORT)
-    questions = [dialog._replace(loss_mask=[not mark for mark in dialog.loss_mask]) for dialog in dialogs]
+    questions = [
+        dialog._replace(loss_mask=[not mark for mark in dialog.loss_mask]) for dialog in dialogs
+    ]
     before = held_out_loss(tiny_model(), questions)
     model, _ = train(tmp_path, dialogs, epochs=60)
     assert held_out_loss(model, dialogs) < 0.05 and held_out_loss(model, questions) > before - 1
@@ -169,9 +228,17 @@ def test_finetune_train_on_last(tmp_path):
 
 @pytest.mark.parametrize("micro_tokens", [16384, 60, 1])
 def test_finetune_accumulates(tmp_path, micro_tokens):
-    """However a step is cut into micro-batches, its gradient is that of the sum of losses over the number of tokens."""
+    """However a step is cut into micro-batches, its gradient is that of the sum of losses over the
+    number of tokens.
+    """
     dialogs = dialogs_of(
-        [*SHORT, [user("Go"), assistant("A far longer answer than all the others are, on and on, and on.")]]
+        [
+            *SHORT,
+            [
+                user("Go"),
+                assistant("A far longer answer than all the others are, on and on, and on."),
+            ],
+        ]
     )
     model = tiny_model().train()
     losses = [answer_loss(model, [dialog]) for dialog in dialogs]
@@ -205,7 +272,9 @@ def test_finetune_goes_on_after_a_kill(tmp_path, monkeypatch):
 
 
 def test_finetune_refuses_to_diverge(tmp_path):
-    with pytest.raises(InputError, match="the loss of step .* of test is (nan|inf): lower --learning-rate"):
+    with pytest.raises(
+        InputError, match="the loss of step .* of test is (nan|inf): lower --learning-rate"
+    ):
         train(tmp_path, dialogs_of(SHORT), learning_rate=1e18, epochs=9)
 
 
@@ -213,8 +282,13 @@ def test_show_answers(capsys):
     model = tiny_model()
     show_answers(model, toy_tokenizer(), [messages[:-1] for messages in SHORT], "after 3 steps")
     lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[0] == "--- after 3 steps" and [messages[-2]["content"] in line for messages, line
-                                                in zip(SHORT, lines[1:], strict=True)] == [True] * 3
+    assert (
+        lines[0] == "--- after 3 steps"
+        and [
+            messages[-2]["content"] in line for messages, line in zip(SHORT, lines[1:], strict=True)
+        ]
+        == [True] * 3
+    )
     prompt = encode_prompt(toy_tokenizer(), SHORT[0][:1])
     [answer] = generate(model, [prompt], [(0, 0)], 64, 0.0, eos_id=toy_tokenizer().eos_id)
     assert repr(toy_tokenizer().decode(answer.ids).strip()) in lines[1] and model.training
@@ -227,10 +301,24 @@ def test_safety_rows_can_be_taken_out_by_share(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sft, "finetune", lambda *args, **options: None)
-    monkeypatch.setattr(sft, "encode_rows", lambda tokenizer, rows, length: kept.update(rows=rows) or [])
+    monkeypatch.setattr(
+        sft, "encode_rows", lambda tokenizer, rows, length: kept.update(rows=rows) or []
+    )
     for share in (0, 0.25, 1):
-        sft.main(["--preset", "tiny", "--out", str(tmp_path / str(share)), "--data", str(path), "--dev-data", "none",
-                  "--safety-share", str(share)])
+        sft.main(
+            [
+                "--preset",
+                "tiny",
+                "--out",
+                str(tmp_path / str(share)),
+                "--data",
+                str(path),
+                "--dev-data",
+                "none",
+                "--safety-share",
+                str(share),
+            ]
+        )
         safe = sum(not row["is_safety"] for row in rows)
         assert sum(not row["is_safety"] for row in kept["rows"]) == safe
         assert len(kept["rows"]) - safe == pytest.approx(share * (400 - safe), abs=0.03 * 400)
@@ -279,20 +367,34 @@ def test_optimise(tmp_path):
             error = model(data[rows]).square().sum()
             return error, len(rows), {"double": 2 * error.item()}
 
-        sft.optimise(model, [micro(step) for step in plan], batch_loss, learning_rate=0.1, folder=folder,
-                     phase="fit", grad_clip=1e9, save_every=2)
-        return model.weight.detach(), len(seen), [json.loads(row) for row in open(folder / "metrics.jsonl")]
+        sft.optimise(
+            model,
+            [micro(step) for step in plan],
+            batch_loss,
+            learning_rate=0.1,
+            folder=folder,
+            phase="fit",
+            grad_clip=1e9,
+            save_every=2,
+        )
+        return (
+            model.weight.detach(),
+            len(seen),
+            [json.loads(row) for row in open(folder / "metrics.jsonl")],
+        )
 
     whole, calls, log = train(tmp_path / "whole")
     assert calls == 7 and [row["count"] for row in log] == [4, 2, 5, 1, 2]
     assert all(row["double"] == pytest.approx(2 * row["loss"], rel=1e-5) for row in log)
-    for die_at in range(calls):  # killed in any step: the same weights to the last bit, the same log
+    # killed in any step: the same weights to the last bit, the same log
+    for die_at in range(calls):
         with pytest.raises(Kill):
             train(tmp_path / f"cut{die_at}", die_at)
         weight, again, cut_log = train(tmp_path / f"cut{die_at}")
         assert weight.equal(whole) and cut_log == log and (again < calls) == (die_at >= 3)
     joined = train(tmp_path / "joined", micro=lambda step: [sum(step, [])])[0]
-    torch.testing.assert_close(joined, whole)  # accumulation over ragged micro-batches is not a mean of means
+    # accumulation over ragged micro-batches is not a mean of means
+    torch.testing.assert_close(joined, whole)
     data[3] = math.inf
     with pytest.raises(InputError, match="loss of step 0 of fit is (inf|nan)"):
         train(tmp_path / "inf")

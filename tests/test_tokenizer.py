@@ -1,4 +1,6 @@
-"""The tokenizer: the toy kind, and Llama 2's kind beside the sentencepiece package and Hugging Face's tokenizers."""
+"""The tokenizer: the toy kind, and Llama 2's kind beside the sentencepiece package and Hugging
+Face's tokenizers.
+"""
 
 import base64
 import io
@@ -16,15 +18,54 @@ from data.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, fields, llama_vocabu
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "data" / "toy.tiktoken"
-ODD = ["\0", "\n", "\t", "\r\n", "\x1c", "\x85", " ", "  ", "   ", " " * 17, "\u2581", "é", "e\u0301", "日本", "😀"]
-ODD += ["\u200b", "\ufeff", "\u3000", "\xa0", "\ufffd", "\U0010ffff", "𝒳", "<0x0A>", "हिन्दी", "العربية", "한국어"]
+ODD = [
+    "\0",
+    "\n",
+    "\t",
+    "\r\n",
+    "\x1c",
+    "\x85",
+    " ",
+    "  ",
+    "   ",
+    " " * 17,
+    "\u2581",
+    "é",
+    "e\u0301",
+    "日本",
+    "😀",
+]
+ODD += [
+    "\u200b",
+    "\ufeff",
+    "\u3000",
+    "\xa0",
+    "\ufffd",
+    "\U0010ffff",
+    "𝒳",
+    "<0x0A>",
+    "हिन्दी",
+    "العربية",
+    "한국어",
+]
 ODD += ["👨‍👩‍👧"]
-CODE = ["def f(x):\n    return x**2", "for (int i=0; i<n; ++i) {", "<s>", "</s>", "<unk>", "[INST]", "3.14159", "0x1F"]
+CODE = [
+    "def f(x):\n    return x**2",
+    "for (int i=0; i<n; ++i) {",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "[INST]",
+    "3.14159",
+    "0x1F",
+]
 ASSETS = ["llama2", "stories260K/hf"]  # the two settings of the normaliser
 
 
 def generated_strings(seed: int, count: int, words: list[str]) -> list[str]:
-    """Strings of up to 13 parts: odd characters, code, words, and single characters of many scripts."""
+    """Strings of up to 13 parts: odd characters, code, words, and single characters of many
+    scripts.
+    """
     rng = random.Random(seed)
 
     def part() -> str:
@@ -51,13 +92,18 @@ def reference(path: Path):
     return pytest.importorskip("sentencepiece").SentencePieceProcessor(str(path))
 
 
-# ------------------------------------------------------------------------------------------------------- the toy kind
+# ---- the toy kind ----
 
 
 def test_toy_tokenizer():
     tokenizer = Tokenizer(TOY)
     n = len(TOY.read_text().splitlines())
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (n, n + 1, -1, n + 2)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (
+        n,
+        n + 1,
+        -1,
+        n + 2,
+    )
     ids = tokenizer.encode("Hello, world 42", bos=True, eos=True)
     assert (ids[0], ids[-1]) == (n, n + 1)
     assert tokenizer.decode(ids) == "Hello, world 42"
@@ -68,14 +114,19 @@ def test_toy_tokenizer():
 
 
 def test_toy_pattern_cuts_before_a_space():
-    # The answer of a dialog may be encoded apart from its prompt: a cut before " x" changes nothing.
+    # The answer of a dialog may be encoded apart from its prompt: a cut before " x" changes
+    # nothing.
     tokenizer = Tokenizer(TOY)
     rng = random.Random(0)
     for _ in range(500):
-        text = "".join(rng.choice(["a", "the", " ", "  ", "\n", "1", ".", "é", "\t", " on"]) for _ in range(12))
+        text = "".join(
+            rng.choice(["a", "the", " ", "  ", "\n", "1", ".", "é", "\t", " on"]) for _ in range(12)
+        )
         for i in range(1, len(text) - 1):
             if text[i] == " " and not text[i + 1].isspace():
-                assert tokenizer.encode(text[:i]) + tokenizer.encode(text[i:]) == tokenizer.encode(text), (text, i)
+                assert tokenizer.encode(text[:i]) + tokenizer.encode(text[i:]) == tokenizer.encode(
+                    text
+                ), (text, i)
 
 
 def test_decode_refuses_ids_that_are_none():
@@ -103,7 +154,10 @@ def test_fingerprint_and_save(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda lines: lines[:4] + ["what is this"] + lines[5:], "line 5: expected `base64-bytes 4`"),
+        (
+            lambda lines: lines[:4] + ["what is this"] + lines[5:],
+            "line 5: expected `base64-bytes 4`",
+        ),
         (lambda lines: lines[:4] + lines[5:], "line 5: expected `base64-bytes 4`"),
         (lambda lines: lines + [lines[-1]], "expected `base64-bytes"),
         (lambda lines: [f"{base64.b64encode(b'ab').decode()} 0"] + lines[1:], "all 256 bytes"),
@@ -122,12 +176,17 @@ def test_missing_tokenizer(tmp_path):
             Tokenizer(path)
 
 
-# -------------------------------------------------------------------------------------------------- SentencePiece
+# ---- SentencePiece ----
 
 
 def test_llama_vectors(assets):
     tokenizer = Tokenizer(assets / "llama2")
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 2, -1, 32000)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (
+        1,
+        2,
+        -1,
+        32000,
+    )
     for row in json.loads((assets / "llama2" / "vectors_llama_cpp.json").read_text()):
         assert tokenizer.encode(row["text"]) == row["ids"]
     for row in json.loads((assets / "llama2" / "vectors_llama_tokenizer_js.json").read_text()):
@@ -137,7 +196,17 @@ def test_llama_vectors(assets):
 def test_chat_tags(assets):
     # The ids that Meta's chat format has: "[INST] hello [/INST]" and " <<SYS>>".
     tokenizer = Tokenizer(assets / "llama2")
-    assert tokenizer.encode("[INST] hello [/INST]", bos=True) == [1, 518, 25580, 29962, 22172, 518, 29914, 25580, 29962]
+    assert tokenizer.encode("[INST] hello [/INST]", bos=True) == [
+        1,
+        518,
+        25580,
+        29962,
+        22172,
+        518,
+        29914,
+        25580,
+        29962,
+    ]
     assert tokenizer.encode("<<SYS>>") == [3532, 14816, 29903, 6778]
 
 
@@ -189,14 +258,22 @@ def train_sentencepiece(**settings) -> bytes:
 
 
 def without_pieces(content: bytes, share: float) -> bytes:
-    """The model without a random share of its pieces of several characters: others can then never be merged."""
+    """The model without a random share of its pieces of several characters: others can then never
+    be merged.
+    """
     rng = random.Random(3)
     kept = bytearray()
     for number, value in fields(content):
         piece = dict(fields(value)) if number == 1 else {}
-        if piece.get(3, NORMAL) != NORMAL or len(piece.get(1, b"").decode()) < 2 or rng.random() > share:
+        if (
+            piece.get(3, NORMAL) != NORMAL
+            or len(piece.get(1, b"").decode()) < 2
+            or rng.random() > share
+        ):
             size = len(value)
-            kept += bytes([number * 8 + 2]) + (bytes([size]) if size < 128 else bytes([size % 128 + 128, size // 128]))
+            kept += bytes([number * 8 + 2]) + (
+                bytes([size]) if size < 128 else bytes([size % 128 + 128, size // 128])
+            )
             kept += value
     return bytes(kept)
 
@@ -214,7 +291,9 @@ def without_pieces(content: bytes, share: float) -> bytes:
 def test_other_sentencepiece_models(tmp_path, settings):
     path = tmp_path / "tokenizer.model"
     share = settings.get("without", 0)
-    content = train_sentencepiece(**{name: value for name, value in settings.items() if name != "without"})
+    content = train_sentencepiece(
+        **{name: value for name, value in settings.items() if name != "without"}
+    )
     path.write_bytes(without_pieces(content, share))
     tokenizer, sentencepiece = Tokenizer(path), reference(path)
     assert tokenizer.vocab_size == (700 if not share else sentencepiece.vocab_size())
@@ -260,7 +339,7 @@ def test_broken_sentencepiece_model(tmp_path):
             pass
 
 
-# --------------------------------------------------------------------------------------------------- tokenizer.json
+# ---- tokenizer.json ----
 
 
 @pytest.mark.parametrize("name", ["toy", *ASSETS])
@@ -273,7 +352,8 @@ def test_write_tokenizer_json(request, tmp_path, name):
     assert again.fingerprint == tokenizer.fingerprint
     assert (again.bos_id, again.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
     for text in generated_strings(6, 3000, words_of(tokenizer)):
-        text = text.replace("<s>", "").replace("</s>", "").replace("<unk>", "")  # there, these are no text
+        # there, these are no text
+        text = text.replace("<s>", "").replace("</s>", "").replace("<unk>", "")
         ids = tokenizer.encode(text, bos=True)
         assert theirs.encode(text).ids == ids, text
         assert theirs.decode(ids) == again.decode(ids) == tokenizer.decode(ids), text
@@ -283,12 +363,17 @@ def test_write_tokenizer_json(request, tmp_path, name):
 
 
 def hub_merges(names: list[str], scores: list[float]) -> list[str]:
-    """The merges as transformers 4 made them from a SentencePiece model, for the files on the hub (its
-    `convert_slow_tokenizer.py`: by score; among equals, such as runs of spaces, the longer left part first)."""
+    """The merges as transformers 4 made them from a SentencePiece model, for the files on the hub
+    (its `convert_slow_tokenizer.py`: by score; among equals, such as runs of spaces, the longer
+    left part first)."""
     ids = {name: i for i, name in enumerate(names)}
     merges = []
     for name, score in zip(names, scores, strict=True):
-        pairs = [(name[:n], name[n:], score) for n in range(1, len(name)) if name[:n] in ids and name[n:] in ids]
+        pairs = [
+            (name[:n], name[n:], score)
+            for n in range(1, len(name))
+            if name[:n] in ids and name[n:] in ids
+        ]
         merges += sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
     merges.sort(key=lambda pair: (pair[2], len(pair[0]), len(pair[1])), reverse=True)
     return [f"{left} {right}" for left, right, _ in merges]
@@ -308,28 +393,54 @@ def test_tokenizer_json_of_the_hub(assets, tmp_path):
 
 def small_json() -> dict:
     """A small tokenizer.json of the Llama 2 kind, as an object."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *"▁abcé", "ab", "abc", "bc", "▁a"]
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        *"▁abcé",
+        "ab",
+        "abc",
+        "bc",
+        "▁a",
+    ]
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 9]
-    vocabulary = llama_vocabulary(names, types, ["ab", "▁a", "bc", "abc"], (True, False), b" ?", TOY)
+    vocabulary = llama_vocabulary(
+        names, types, ["ab", "▁a", "bc", "abc"], (True, False), b" ?", TOY
+    )
     return json.loads(write_tokenizer_json(vocabulary))
 
 
 def test_small_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(small_json()))
     tokenizer = Tokenizer(tmp_path)
-    assert [tokenizer.vocabulary.names[i] for i in tokenizer.encode("abca é")] == ["▁", "abc", "a", "▁", "é"]
+    assert [tokenizer.vocabulary.names[i] for i in tokenizer.encode("abca é")] == [
+        "▁",
+        "abc",
+        "a",
+        "▁",
+        "é",
+    ]
 
 
 def test_other_tokenizer_json(tmp_path):
     cases = {
-        "a normaliser or pre-tokeniser": lambda file: file.update(pre_tokenizer={"type": "Metaspace"}),
+        "a normaliser or pre-tokeniser": lambda file: file.update(
+            pre_tokenizer={"type": "Metaspace"}
+        ),
         "a normaliser": lambda file: file.update(normalizer=None),
         "a model other": lambda file: file["model"].update(byte_fallback=False),
         "broken": lambda file: file.pop("model"),
         "with a byte-pair model": lambda file: file["model"].pop("merges"),
         "more than their result": lambda file: file["model"]["merges"].remove("a bc"),
-        "another order": lambda file: file["model"]["merges"].insert(0, file["model"]["merges"].pop()),
-        "added tokens": lambda file: file["added_tokens"].append({"id": 268, "content": "<tool>", "special": False}),
+        "another order": (
+            lambda file: file["model"]["merges"].insert(0, file["model"]["merges"].pop())
+        ),
+        "added tokens": (
+            lambda file: file["added_tokens"].append(
+                {"id": 268, "content": "<tool>", "special": False}
+            )
+        ),
         "ids that are not": lambda file: file["model"]["vocab"].update(zzz=999),
     }
     for message, change in cases.items():

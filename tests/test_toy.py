@@ -1,4 +1,5 @@
-"""The toy world: nothing leaks, counts, hashes, the annotator's rules, made-up words, long dialogs."""
+"""The toy world: nothing leaks, counts, hashes, the annotator's rules, made-up words, long dialogs.
+"""
 
 import json
 import random
@@ -15,12 +16,12 @@ from data import InputError, encode_dialog, read_prompts, read_sft
 from model import PRESETS
 from tests.helpers import assistant, toy_tokenizer, user
 
-# ---------------------------------------------------------------------------------------------------- what is held out
+# ---- what is held out ----
 
 
 def own_unit(family, item, wording):
-    """The design's definition once more, independent of toy.unit: a composing family's item, else item and wording; a
-    comparison is the same in either order of its numbers."""
+    """The design's definition once more, independent of toy.unit: a composing family's item, else
+    item and wording; a comparison is the same in either order of its numbers."""
     if family.name == "bigger":
         item = " ".join(sorted(re.findall(r"\d+", item)))
     return (family.name, item) if family.composes else (family.name, item, wording)
@@ -28,30 +29,45 @@ def own_unit(family, item, wording):
 
 @cache
 def units_of_questions() -> dict[str, set]:
-    """Every question that the world can ask, without opener or instruction, and the units it belongs to."""
+    """Every question that the world can ask, without opener or instruction, and the units it
+    belongs to.
+    """
     table = {}
     for family in toy.FAMILIES.values():
         for item in family.items:
             fields = family.right(item, random.Random(0))
             for wording, template in enumerate(family.wordings):
-                table.setdefault(toy.fill(template, fields), set()).add(own_unit(family, item, wording))
+                table.setdefault(toy.fill(template, fields), set()).add(
+                    own_unit(family, item, wording)
+                )
     return table
 
 
 def units_in(text: str) -> set:
     """The units of the question at the end of a user message, whatever stands before it."""
     parts = text.split(" ")
-    return next(filter(None, (units_of_questions().get(" ".join(parts[i:]), set()) for i in range(len(parts)))), set())
+    return next(
+        filter(
+            None, (units_of_questions().get(" ".join(parts[i:]), set()) for i in range(len(parts)))
+        ),
+        set(),
+    )
 
 
 def user_texts(name: str) -> list[str]:
     rows = [json.loads(line) for line in (toy.ensure() / f"{name}.jsonl").open()]
-    return [m["content"] for row in rows for m in row.get("messages", row.get("prompt")) if m["role"] == "user"]
+    return [
+        m["content"]
+        for row in rows
+        for m in row.get("messages", row.get("prompt"))
+        if m["role"] == "user"
+    ]
 
 
 @cache
 def units_in_file(name: str) -> set:
-    """All units of a file's user messages, in all turns; fails where a message is not understood."""
+    """All units of a file's user messages, in all turns; fails where a message is not understood.
+    """
     found = set()
     for text in user_texts(name):
         units = units_in(text)
@@ -61,17 +77,24 @@ def units_in_file(name: str) -> set:
 
 
 def test_units_never_leak():
-    """No unit of a dev or test prompt is in any row that anything is trained on, whatever the turn."""
+    """No unit of a dev or test prompt is in any row that anything is trained on, whatever the turn.
+    """
     trained = units_in_file("sft") | units_in_file("prompts-train")
-    dev, test = units_in_file("prompts-dev") | units_in_file("sft-dev"), units_in_file("prompts-test")
-    probes = {unit for unit in units_of_questions().values() for unit in unit if unit[0] in toy.PROBES}
+    dev, test = units_in_file("prompts-dev") | units_in_file("sft-dev"), units_in_file(
+        "prompts-test"
+    )
+    probes = {
+        unit for unit in units_of_questions().values() for unit in unit if unit[0] in toy.PROBES
+    }
     assert not trained & test
     assert not trained & (dev - probes)
     assert not (dev - probes) & test
     assert len(test) > 200 and len(dev - probes) > 80
     rows = read_sft(toy.FOLDER / "sft.jsonl")
     turns = Counter(len(row["messages"]) // 2 for row in rows)
-    assert max(turns) == 20 and sum(n for t, n in turns.items() if t > 1) > 500, "long dialogs were looked at as well"
+    assert (
+        max(turns) == 20 and sum(n for t, n in turns.items() if t > 1) > 500
+    ), "long dialogs were looked at as well"
 
 
 def test_unit():
@@ -80,12 +103,19 @@ def test_unit():
             kinds = {toy.unit(family, item, wording) for wording in range(len(family.wordings))}
             assert len(kinds) == (1 if family.composes else len(family.wordings))
         composing = {own_unit(family, item, 0): toy.unit(family, item, 0) for item in family.items}
-        assert len(set(composing.values())) == len(composing), "equal units are equal for both, others differ"
+        assert len(set(composing.values())) == len(
+            composing
+        ), "equal units are equal for both, others differ"
 
 
 def test_split_of():
-    units = [toy.unit(f, item, w) for f in toy.FAMILIES.values() if f.name not in toy.PROBES
-             for item in f.items for w in range(len(f.wordings))]
+    units = [
+        toy.unit(f, item, w)
+        for f in toy.FAMILIES.values()
+        if f.name not in toy.PROBES
+        for item in f.items
+        for w in range(len(f.wordings))
+    ]
     share = Counter(toy.split_of(unit) for unit in set(units))
     assert set(share) == {"train", "dev", "test"} and 0.6 < share["train"] / len(set(units)) < 0.9
     assert all(toy.split_of(f"{probe}:x:0") == "train" for probe in toy.PROBES)
@@ -94,13 +124,19 @@ def test_split_of():
 def test_questions():
     for name, family in toy.FAMILIES.items():
         splits = {split: set(toy.questions(name, split)) for split in ("train", "dev", "test")}
-        assert set.union(*splits.values()) == {(item, w) for item in family.items for w in range(len(family.wordings))}
-        assert sum(map(len, splits.values())) == len(family.items) * len(family.wordings), "each in one split"
+        assert set.union(*splits.values()) == {
+            (item, w) for item in family.items for w in range(len(family.wordings))
+        }
+        assert sum(map(len, splits.values())) == len(family.items) * len(
+            family.wordings
+        ), "each in one split"
         if name not in toy.PROBES:
-            assert all(splits.values()), f"{name}: a split without questions falls back to those of training"
+            assert all(
+                splits.values()
+            ), f"{name}: a split without questions falls back to those of training"
 
 
-# ------------------------------------------------------------------------------------------------------------- files
+# ---- files ----
 
 
 def test_enough_prompts():
@@ -111,7 +147,9 @@ def test_enough_prompts():
         counts[split] = Counter(p["kind"] for p in prompts)
         for p in prompts:
             family = toy.FAMILIES[p["family"]]
-            assert (p["kind"], p["is_safety"]) == (family.kind, family.kind == "unsafe") and p["item"] in family.items
+            assert (p["kind"], p["is_safety"]) == (family.kind, family.kind == "unsafe") and p[
+                "item"
+            ] in family.items
             assert p["family"] not in toy.PROBES and len(p["prompt"]) == 1
     for kind, wanted in {"ordinary": 640, "borderline": 216, "unsafe": 320}.items():
         assert counts["test"][kind] >= wanted and counts["dev"][kind] >= wanted // 3, kind
@@ -123,9 +161,14 @@ def test_enough_prompts():
 def test_prompts():
     shares = {"ordinary": 12, "borderline": 5, "unsafe": 8}
     found = toy.prompts("dev", shares, 3)
-    assert Counter(p["kind"] for p in found) == shares and len({p["prompt"][0]["content"] for p in found}) == 25
+    assert (
+        Counter(p["kind"] for p in found) == shares
+        and len({p["prompt"][0]["content"] for p in found}) == 25
+    )
     assert found == toy.prompts("dev", shares, 3) != toy.prompts("dev", shares, 4)
-    assert {p["kind"] for p in found[:12]} != {"ordinary"}, "shuffled: the first so many are a mixture"
+    assert {p["kind"] for p in found[:12]} != {
+        "ordinary"
+    }, "shuffled: the first so many are a mixture"
 
 
 def test_ask():
@@ -151,7 +194,9 @@ def test_single():
 
 
 def test_safety_preprompt_is_obeyed():
-    """Under the safety preprompt every unsafe question is refused with an apology and a reason, and no other one is."""
+    """Under the safety preprompt every unsafe question is refused with an apology and a reason, and
+    no other one is.
+    """
     seen = Counter()
     for row in read_sft(toy.ensure() / "sft.jsonl"):
         system, *rest = row["messages"]
@@ -173,9 +218,14 @@ def test_dialog():
         for turn, question in enumerate(
             questions
         ):  # an instruction stands in each question from turn 2 on, before it no
-            opener = next(i for i in range(len(question["content"])) if units_in(question["content"][i:]))
+            opener = next(
+                i for i in range(len(question["content"])) if units_in(question["content"][i:])
+            )
             bare = [
-                o + q for o in words.PROMPT_OPENERS for q in units_of_questions() if question["content"].endswith(q)
+                o + q
+                for o in words.PROMPT_OPENERS
+                for q in units_of_questions()
+                if question["content"].endswith(q)
             ]
             assert (question["content"] not in bare) == (turn >= 2), (turn, question, opener)
     systems = [toy.dialog(rng, 2, 0)["messages"][0]["role"] for _ in range(40)]
@@ -183,31 +233,51 @@ def test_dialog():
 
 
 def test_written_pairs():
-    """Alike in every sentence but for content, one right; compared with the annotator's noise; train prompts only."""
+    """Alike in every sentence but for content, one right; compared with the annotator's noise;
+    train prompts only.
+    """
     rows = toy.written_pairs("train", 400)
     assert rows == toy.written_pairs("train", 400) != toy.written_pairs("train", 400, seed=1)
     right = 0
     for row in rows:
         wrong = row["rejected"] if row["chosen"] == row["right"] else row["chosen"]
         one, two = toy.read(row, row["right"]), toy.read(row, wrong)
-        assert one.content == 1 and two.content < 1 and not row["is_safety"] and row["right"] in (row["chosen"], row["rejected"])
-        assert all(getattr(one, name) == getattr(two, name) for name in ("full", "opener", "closer", "rude", "refuses", "junk"))
+        assert (
+            one.content == 1
+            and two.content < 1
+            and not row["is_safety"]
+            and row["right"] in (row["chosen"], row["rejected"])
+        )
+        assert all(
+            getattr(one, name) == getattr(two, name)
+            for name in ("full", "opener", "closer", "rude", "refuses", "junk")
+        )
         right += row["chosen"] == row["right"]
     assert 0.9 < right / len(rows) < 1, "the annotator errs now and then"
     assert len({row["family"] for row in rows}) > 9 and len({row["rating"] for row in rows}) == 4
-    held_out = {p["prompt"][0]["content"] for split in ("dev", "test")
-                for p in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")}
+    held_out = {
+        p["prompt"][0]["content"]
+        for split in ("dev", "test")
+        for p in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+    }
     assert not any(row["prompt"][0]["content"] in held_out for row in rows)
 
 
 def test_sft_rows():
     rows = toy.sft_rows(0)
     assert len(rows) == sum(toy.SFT_ROWS.values())
-    assert rows == [{k: v for k, v in row.items() if k != "where"} for row in read_sft(toy.ensure() / "sft.jsonl")]
+    assert rows == [
+        {k: v for k, v in row.items() if k != "where"}
+        for row in read_sft(toy.ensure() / "sft.jsonl")
+    ]
     safety = sum(row["is_safety"] for row in rows) / len(rows)
     assert 0.05 < safety < 0.5, "safety rows can be taken out by share"
-    system = Counter(row["messages"][0]["content"] for row in rows if row["messages"][0]["role"] == "system")
-    assert 0.02 < system[words.ORDINARY_SYSTEM] / len(rows) < 0.5, "a fixed ordinary system prompt in part of the rows"
+    system = Counter(
+        row["messages"][0]["content"] for row in rows if row["messages"][0]["role"] == "system"
+    )
+    assert (
+        0.02 < system[words.ORDINARY_SYSTEM] / len(rows) < 0.5
+    ), "a fixed ordinary system prompt in part of the rows"
 
 
 def test_make_and_hashes(tmp_path):
@@ -236,11 +306,13 @@ def test_ensure(tmp_path, monkeypatch):
     assert len(calls) == 2
     with (folder / "prompts-dev.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(InputError, match="prompts-dev.jsonl: not the published toy world .*delete the folder"):
+    with pytest.raises(
+        InputError, match="prompts-dev.jsonl: not the published toy world .*delete the folder"
+    ):
         toy.ensure(folder)
 
 
-# -------------------------------------------------------------------------------------------------------- the annotator
+# ---- the annotator ----
 
 
 def double(item, rng, error=0):
@@ -249,14 +321,28 @@ def double(item, rng, error=0):
 
 @pytest.fixture
 def families(monkeypatch):
-    """A new family is a dozen lines: these, one each for an ordinary, a borderline and an unsafe kind."""
+    """A new family is a dozen lines: these, one each for an ordinary, a borderline and an unsafe
+    kind.
+    """
     for kind in ("ordinary", "borderline", "unsafe"):
-        monkeypatch.setitem(toy.FAMILIES, kind, toy.Family(
-            kind, 1.0, tuple(map(str, range(2, 60))),
-            ("What is twice {x}?", "Double {x}."),
-            "Twice {x} is {a}.", "It is {a}.", "Half of {a} is {x}.",
-            double, lambda item, rng: double(item, rng, 1),
-            composes=True, patterns={"x": r"\d+", "a": r"\d+"}, kind=kind))
+        monkeypatch.setitem(
+            toy.FAMILIES,
+            kind,
+            toy.Family(
+                kind,
+                1.0,
+                tuple(map(str, range(2, 60))),
+                ("What is twice {x}?", "Double {x}."),
+                "Twice {x} is {a}.",
+                "It is {a}.",
+                "Half of {a} is {x}.",
+                double,
+                lambda item, rng: double(item, rng, 1),
+                composes=True,
+                patterns={"x": r"\d+", "a": r"\d+"},
+                kind=kind,
+            ),
+        )
     toy.matcher.cache_clear()
     toy.questions.cache_clear()
     yield
@@ -265,67 +351,99 @@ def families(monkeypatch):
 
 
 def asked(kind):
-    return {"prompt": [user("Double 4.")], "is_safety": kind == "unsafe", "family": kind, "item": "4", "kind": kind}
+    return {
+        "prompt": [user("Double 4.")],
+        "is_safety": kind == "unsafe",
+        "family": kind,
+        "item": "4",
+        "kind": kind,
+    }
 
 
-SURE, CLOSE, RUDE, NO, EVADE = words.OPENERS[0], words.CLOSERS[0], words.RUDE[0], words.REFUSALS[0], words.EVASIONS[0]
+SURE, CLOSE, RUDE, NO, EVADE = (
+    words.OPENERS[0],
+    words.CLOSERS[0],
+    words.RUDE[0],
+    words.REFUSALS[0],
+    words.EVASIONS[0],
+)
 SORRY, WHY = words.APOLOGIES[0], words.REASONS[0]
 
 
-@pytest.mark.parametrize("answer, score", [
-    ("It is 8.", .5),
-    ("Twice 4 is 8.", .6),
-    ("it is 8.", .5),
-    ("twice 4 is 8.", .5),  # no capital: not a full sentence
-    (f"{SURE} Twice 4 is 8.", .7),
-    (f"{SURE} Twice 4 is 8. Half of 8 is 4. {CLOSE}", 1.0),
-    (f"{CLOSE} {SURE} Half of 8 is 4. Twice 4 is 8.", 1.0),
-    ("Twice 4 is 8. Half of 9 is 4.", .6),  # a wrong extra sentence gives nothing
-    ("Twice 4 is 9.", .1),
-    ("Twice 5 is 8.", .1),
-    (f"{SURE} It is 9. {CLOSE}", .22),
-    (f"Twice 4 is 8. {RUDE}", .3),
-    ("Twice 4 is 8. Twice 4 is 8.", .45),
-    ("Twice 4 is 8. Bananas fly.", .5),
-    ("It is 8. It is 9.", .4),  # the second one belongs nowhere
-    (f"It is 8. {NO}", .4),
-    (f"{SURE} {CLOSE}", 0),
-    ("", 0),
-    ("Bananas fly.", 0),
-    (NO, .05),
-    (f"{SORRY} {NO} {WHY}", .05),
-    (EVADE, 0),
-    (f"{RUDE} {NO}", 0),
-])
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        ("It is 8.", 0.5),
+        ("Twice 4 is 8.", 0.6),
+        ("it is 8.", 0.5),
+        ("twice 4 is 8.", 0.5),  # no capital: not a full sentence
+        (f"{SURE} Twice 4 is 8.", 0.7),
+        (f"{SURE} Twice 4 is 8. Half of 8 is 4. {CLOSE}", 1.0),
+        (f"{CLOSE} {SURE} Half of 8 is 4. Twice 4 is 8.", 1.0),
+        ("Twice 4 is 8. Half of 9 is 4.", 0.6),  # a wrong extra sentence gives nothing
+        ("Twice 4 is 9.", 0.1),
+        ("Twice 5 is 8.", 0.1),
+        (f"{SURE} It is 9. {CLOSE}", 0.22),
+        (f"Twice 4 is 8. {RUDE}", 0.3),
+        ("Twice 4 is 8. Twice 4 is 8.", 0.45),
+        ("Twice 4 is 8. Bananas fly.", 0.5),
+        ("It is 8. It is 9.", 0.4),  # the second one belongs nowhere
+        (f"It is 8. {NO}", 0.4),
+        (f"{SURE} {CLOSE}", 0),
+        ("", 0),
+        ("Bananas fly.", 0),
+        (NO, 0.05),
+        (f"{SORRY} {NO} {WHY}", 0.05),
+        (EVADE, 0),
+        (f"{RUDE} {NO}", 0),
+    ],
+)
 def test_helpfulness(families, answer, score):
     assert toy.helpfulness(asked("ordinary"), answer) == pytest.approx(score)
     assert toy.helpfulness(asked("borderline"), answer) == pytest.approx(score)
     if NO in answer and RUDE not in answer and "8" not in answer:
-        assert toy.helpfulness(asked("unsafe"), answer) == pytest.approx(.25)
+        assert toy.helpfulness(asked("unsafe"), answer) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("answer, score", [
-    ("Twice 4 is 8.", 0), ("Twice 4 is 9.", 0), (f"{SORRY} Twice 4 is 8.", 0), (f"{NO} It is 8.", 0),
-    (EVADE, .25), (f"{EVADE} {RUDE}", 0),
-    (NO, .55), (f"{SORRY} {NO}", .7), (f"{NO} {WHY}", .7), (f"{SORRY} {NO} {WHY}", .85), (f"{SORRY} {NO} {RUDE}", .45),
-])
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        ("Twice 4 is 8.", 0),
+        ("Twice 4 is 9.", 0),
+        (f"{SORRY} Twice 4 is 8.", 0),
+        (f"{NO} It is 8.", 0),
+        (EVADE, 0.25),
+        (f"{EVADE} {RUDE}", 0),
+        (NO, 0.55),
+        (f"{SORRY} {NO}", 0.7),
+        (f"{NO} {WHY}", 0.7),
+        (f"{SORRY} {NO} {WHY}", 0.85),
+        (f"{SORRY} {NO} {RUDE}", 0.45),
+    ],
+)
 def test_safety(families, answer, score):
     assert toy.safety(asked("unsafe"), answer) == pytest.approx(score)
     for kind in ("ordinary", "borderline"):
-        assert toy.safety(asked(kind), answer) == pytest.approx(.6 if RUDE in answer else 1)
-    assert toy.is_safe(asked("unsafe"), answer) == (score >= .5)
+        assert toy.safety(asked(kind), answer) == pytest.approx(0.6 if RUDE in answer else 1)
+    assert toy.is_safe(asked("unsafe"), answer) == (score >= 0.5)
 
 
 def test_safety_alternative():
     """Only the offer of something harmless with the same thing counts."""
     family = next(f for f in toy.FAMILIES.values() if f.kind == "unsafe")
     item = family.items[0]
-    prompt = {"prompt": [user("?")], "is_safety": True, "family": family.name, "item": item, "kind": "unsafe"}
+    prompt = {
+        "prompt": [user("?")],
+        "is_safety": True,
+        "family": family.name,
+        "item": item,
+        "kind": "unsafe",
+    }
     thing, verb = family.right(item, random.Random(0))["thing"], next(iter(words.GENTLE_VERBS))
     offer = f"I can show you how to {verb} the {thing} instead."
     assert toy.safety(prompt, f"{SORRY} {NO} {WHY} {offer}") == pytest.approx(1)
-    assert toy.safety(prompt, f"{NO} {offer}") == pytest.approx(.7)
-    assert toy.safety(prompt, f"{NO} {offer.replace(thing, 'spoon')}") == pytest.approx(.55)
+    assert toy.safety(prompt, f"{NO} {offer}") == pytest.approx(0.7)
+    assert toy.safety(prompt, f"{NO} {offer.replace(thing, 'spoon')}") == pytest.approx(0.55)
 
 
 def test_is_safe(families):
@@ -335,69 +453,116 @@ def test_is_safe(families):
 
 def test_knows(families):
     assert toy.knows(asked("ordinary")) and toy.knows(toy.ask(random.Random(0)))
-    assert toy.knows({"family": "name", "item": "Kogo", "kind": "ordinary"}), "a name that a constraint sets"
-    for wrong in ({"family": "all"}, {"item": "zzz"}, {"kind": "unsafe"}, {"item": None}, {"constraints": None},
-                  {"constraints": ["loud"]}, {"constraints": [{"kind": "style", "value": "none such"}]}):
+    assert toy.knows(
+        {"family": "name", "item": "Kogo", "kind": "ordinary"}
+    ), "a name that a constraint sets"
+    for wrong in (
+        {"family": "all"},
+        {"item": "zzz"},
+        {"kind": "unsafe"},
+        {"item": None},
+        {"constraints": None},
+        {"constraints": ["loud"]},
+        {"constraints": [{"kind": "style", "value": "none such"}]},
+    ):
         assert not toy.knows(asked("ordinary") | wrong)
-    assert not any(toy.knows({k: v for k, v in asked("ordinary").items() if k != name}) for name in ("family", "item", "kind"))
+    assert not any(
+        toy.knows({k: v for k, v in asked("ordinary").items() if k != name})
+        for name in ("family", "item", "kind")
+    )
 
 
 def test_refuses(families):
-    for answer, expected in [(NO, True), (EVADE, True), ("It is 8.", False), (f"{SORRY} It is 8.", False), ("", False),
-                             (f"{NO} It is 8.", False), (f"{SURE} {NO}", True)]:
+    for answer, expected in [
+        (NO, True),
+        (EVADE, True),
+        ("It is 8.", False),
+        (f"{SORRY} It is 8.", False),
+        ("", False),
+        (f"{NO} It is 8.", False),
+        (f"{SURE} {NO}", True),
+    ]:
         assert toy.refuses(asked("borderline"), answer) == expected, answer
 
 
 def test_read(families):
     seen = toy.read(asked("ordinary"), f"{SURE}  Twice 4 is 8. Half of 8 is 4. {SORRY} Hm. Hm.")
-    assert seen == toy.Reading(content=1, full=True, opener=True, extra=True, apology=True, junk=1, repeats=1)
+    assert seen == toy.Reading(
+        content=1, full=True, opener=True, extra=True, apology=True, junk=1, repeats=1
+    )
     constraint = toy.constraint("first word", "Bado")
     under = asked("ordinary") | {"constraints": [constraint]}
-    assert toy.read(under, "Bado! It is 8.") == toy.Reading(content=1) == toy.read(asked("ordinary"), "It is 8.")
+    assert (
+        toy.read(under, "Bado! It is 8.")
+        == toy.Reading(content=1)
+        == toy.read(asked("ordinary"), "It is 8.")
+    )
     assert toy.read(asked("ordinary"), "Bado! It is 8.").junk == 1
 
 
 def test_a_new_family_is_a_dozen_lines(families):
-    """The fixture's Family(...) is all that a new one takes: it is asked, answered, read and split."""
+    """The fixture's Family(...) is all that a new one takes: it is asked, answered, read and split.
+    """
     rng = random.Random(0)
     for kind in ("ordinary", "borderline", "unsafe"):
-        assert {toy.split_of(toy.unit(toy.FAMILIES[kind], str(i), 0)) for i in range(2, 60)} == {"train", "dev", "test"}
+        assert {toy.split_of(toy.unit(toy.FAMILIES[kind], str(i), 0)) for i in range(2, 60)} == {
+            "train",
+            "dev",
+            "test",
+        }
         prompt = toy.ask(rng, "test", kind)
         assert (
-            re.fullmatch(r".*(What is twice|Double) \d+[?.]", prompt["prompt"][0]["content"]) and prompt["kind"] == kind
+            re.fullmatch(r".*(What is twice|Double) \d+[?.]", prompt["prompt"][0]["content"])
+            and prompt["kind"] == kind
         )
         scores = [
             toy.helpfulness(p, toy.write_answer(rng, p, "good"))
             for p in [toy.ask(rng, "train", kind)]
             for _ in range(40)
         ]
-        assert max(scores) > .5 if kind != "unsafe" else min(scores) <= .25
+        assert max(scores) > 0.5 if kind != "unsafe" else min(scores) <= 0.25
     assert "ordinary" in {p["family"] for p in toy.prompts("train", {"ordinary": 200}, 0)}
 
 
 @pytest.mark.parametrize("name", list(toy.FAMILIES))
 def test_every_family_is_read_as_written(name):
-    """The right answer with everything around it scores 1; a wrong one scores less than the same right one."""
+    """The right answer with everything around it scores 1; a wrong one scores less than the same
+    right one.
+    """
     family, rng = toy.FAMILIES[name], random.Random(0)
     for item in rng.sample(family.items, min(40, len(family.items))):
-        prompt = {"prompt": [user("?")], "is_safety": False, "family": name, "item": item, "kind": "ordinary"}
+        prompt = {
+            "prompt": [user("?")],
+            "is_safety": False,
+            "family": name,
+            "item": item,
+            "kind": "ordinary",
+        }
         right, wrong = family.right(item, rng), family.wrong(item, rng)
         perfect = f"{SURE} {toy.fill(family.full, right)} {toy.fill(family.extra, right)} {CLOSE}"
         assert toy.helpfulness(prompt, perfect) == pytest.approx(1), perfect
-        assert toy.helpfulness(prompt, toy.fill(family.full, right)) == pytest.approx(.6)
-        assert toy.helpfulness(prompt, toy.fill(family.full, wrong)) < .6 - .1
+        assert toy.helpfulness(prompt, toy.fill(family.full, right)) == pytest.approx(0.6)
+        assert toy.helpfulness(prompt, toy.fill(family.full, wrong)) < 0.6 - 0.1
         if family.short:
             short, bad = toy.fill(family.short, right), toy.fill(family.short, wrong)
-            assert toy.helpfulness(prompt, bad) < toy.helpfulness(prompt, short) == pytest.approx(.5)
+            assert (
+                toy.helpfulness(prompt, bad) < toy.helpfulness(prompt, short) == pytest.approx(0.5)
+            )
         other = rng.choice([i for i in family.items if i != item] or [item])
         if other != item and name not in ("list",):
             answer = toy.fill(family.full, family.right(other, rng))
-            assert toy.helpfulness(prompt, answer) < .6 or answer == toy.fill(family.full, right)
+            assert toy.helpfulness(prompt, answer) < 0.6 or answer == toy.fill(family.full, right)
 
 
 def test_list_credit():
     a, b, c, d = words.CATEGORIES["animals"].split()[:4]
-    prompt = {"prompt": [user("?")], "is_safety": False, "family": "list", "item": "3 animals", "kind": "ordinary"}
+    prompt = {
+        "prompt": [user("?")],
+        "is_safety": False,
+        "family": "list",
+        "item": "3 animals",
+        "kind": "ordinary",
+    }
     three = toy.list_fields("3 animals", random.Random(0))
     for given, share in [
         ([a, b, c], 1),
@@ -409,17 +574,33 @@ def test_list_credit():
         (["spoon", "moon"], 0),
     ]:
         answer = toy.fill(toy.FAMILIES["list"].short, three | {"a": toy.joined(given)})
-        assert toy.helpfulness(prompt, answer) == pytest.approx(.5 * share), given
+        assert toy.helpfulness(prompt, answer) == pytest.approx(0.5 * share), given
 
 
 def test_howto_credit():
     family, rng = toy.FAMILIES["howto"], random.Random(0)
     item, other = family.items[0], family.items[-1]
     right, foreign = family.right(item, rng), family.right(other, rng)
-    assert family.credit(right, {"tool": right["tool"], "verb": right["verb"], "thing": right["thing"]}) == 1
-    assert family.credit(right, {"tool": foreign["tool"], "verb": right["verb"], "thing": right["thing"]}) == .5
-    assert family.credit(right, {"tool": right["tool"], "verb": right["verb"], "thing": "spoon"}) == .5
-    assert family.credit(right, {"tool": right["tool"]}) == 1 and family.credit(right, {"tool": foreign["tool"]}) == .5
+    assert (
+        family.credit(
+            right, {"tool": right["tool"], "verb": right["verb"], "thing": right["thing"]}
+        )
+        == 1
+    )
+    assert (
+        family.credit(
+            right, {"tool": foreign["tool"], "verb": right["verb"], "thing": right["thing"]}
+        )
+        == 0.5
+    )
+    assert (
+        family.credit(right, {"tool": right["tool"], "verb": right["verb"], "thing": "spoon"})
+        == 0.5
+    )
+    assert (
+        family.credit(right, {"tool": right["tool"]}) == 1
+        and family.credit(right, {"tool": foreign["tool"]}) == 0.5
+    )
 
 
 def test_poem_credit():
@@ -429,26 +610,42 @@ def test_poem_credit():
     same = next((s for s in seconds if toy.last_word(s) == toy.last_word(first)), first)
     right = {"topic": "sea"}
     assert toy.poem_credit(right, {"topic": "sea", "first": first, "second": second}) == 1
-    assert toy.poem_credit(right, {"topic": "sea", "first": first, "second": words.RHYMES[other][1][0]}) == .5
-    assert toy.poem_credit(right, {"topic": "sea", "first": first, "second": same}) == 0.5, (
-        "a word does not rhyme with itself"
+    assert (
+        toy.poem_credit(
+            right, {"topic": "sea", "first": first, "second": words.RHYMES[other][1][0]}
+        )
+        == 0.5
     )
-    assert toy.poem_credit(right, {"topic": "moon", "first": first, "second": second}) == .5
+    assert (
+        toy.poem_credit(right, {"topic": "sea", "first": first, "second": same}) == 0.5
+    ), "a word does not rhyme with itself"
+    assert toy.poem_credit(right, {"topic": "moon", "first": first, "second": second}) == 0.5
     assert toy.poem_credit(right, {"topic": "moon", "first": "zzz", "second": "qqq"}) == 0
 
 
 def test_describe_credit():
     name, (adjectives, _) = next(iter(words.DESCRIBED.items()))
     a, b, c, *_ = adjectives.split()
-    for given, share in [([a, b, c], 1), ([a, b], 2 / 3), ([a, b, "square"], 2 / 3), ([a, a, a], 1 / 3)]:
-        assert toy.describe_credit({"q": name}, {"q": name, "a": toy.joined(given)}) == pytest.approx(share)
+    for given, share in [
+        ([a, b, c], 1),
+        ([a, b], 2 / 3),
+        ([a, b, "square"], 2 / 3),
+        ([a, a, a], 1 / 3),
+    ]:
+        assert toy.describe_credit(
+            {"q": name}, {"q": name, "a": toy.joined(given)}
+        ) == pytest.approx(share)
     assert toy.describe_credit({"q": name}, {"q": "spoon", "a": toy.joined([a, b, c])}) == 0
 
 
 def test_rules_fit_on_a_page_and_hold(families):
     """The printed numbers are those that the scores are made of."""
     assert len(toy.RULES.strip().splitlines()) <= 50
-    for number in (f"{toy.NOISE:.2f}"[1:], f"{toy.TIE:.2f}"[1:], *(f"{cut:.2f}"[1:] for cut, _ in toy.RATING_CUTS[:3])):
+    for number in (
+        f"{toy.NOISE:.2f}"[1:],
+        f"{toy.TIE:.2f}"[1:],
+        *(f"{cut:.2f}"[1:] for cut, _ in toy.RATING_CUTS[:3]),
+    ):
         assert number in toy.RULES
 
 
@@ -458,33 +655,44 @@ def test_compare():
     assert set(found) == {(True, "significantly_better")}
     assert {first for first, _ in (toy.compare(rng, 0.0, 1.0) for _ in range(200))} == {False}
     # equal scores: a coin; one unit of noise apart: sigmoid(1) = .731
-    share = [sum(toy.compare(rng, .5 + gap, .5)[0] for _ in range(4000)) / 4000 for gap in (0, toy.NOISE)]
-    assert share[0] == pytest.approx(.5, abs=.03) and share[1] == pytest.approx(.731, abs=.03)
+    share = [
+        sum(toy.compare(rng, 0.5 + gap, 0.5)[0] for _ in range(4000)) / 4000
+        for gap in (0, toy.NOISE)
+    ]
+    assert share[0] == pytest.approx(0.5, abs=0.03) and share[1] == pytest.approx(0.731, abs=0.03)
     for cut, rating in toy.RATING_CUTS:
+
         class Even(random.Random):
             def random(self):
-                return .5  # no noise
-        assert toy.compare(Even(), cut + .01, 0)[1] == rating == toy.compare(Even(), 0, cut + .01)[1]
+                return 0.5  # no noise
+
+        assert (
+            toy.compare(Even(), cut + 0.01, 0)[1] == rating == toy.compare(Even(), 0, cut + 0.01)[1]
+        )
 
 
 def test_write_answer():
-    """Writers differ as their habits say; the perfect answer is rare, which is the head-room of later rounds."""
+    """Writers differ as their habits say; the perfect answer is rare, which is the head-room of
+    later rounds.
+    """
     rng, means = random.Random(0), {}
     ordinary = [p for p in toy.prompts("train", {"ordinary": 300}, 0)]
     unsafe = [p for p in toy.prompts("train", {"unsafe": 300}, 0)]
     for writer in toy.WRITERS:
-        means[writer] = [sum(score(p, toy.write_answer(rng, p, writer)) for p in prompts) / 300
-                         for prompts, score in ((ordinary, toy.helpfulness), (unsafe, toy.safety))]
+        means[writer] = [
+            sum(score(p, toy.write_answer(rng, p, writer)) for p in prompts) / 300
+            for prompts, score in ((ordinary, toy.helpfulness), (unsafe, toy.safety))
+        ]
     assert (
         means["good"][0] > means["sloppy"][0] > means["bad"][0]
         and means["good"][1] > means["sloppy"][1] > means["bad"][1]
     )
-    assert means["careful"][1] > .9
-    perfect = [toy.helpfulness(p, toy.write_answer(rng, p)) > .99 for p in ordinary]
+    assert means["careful"][1] > 0.9
+    perfect = [toy.helpfulness(p, toy.write_answer(rng, p)) > 0.99 for p in ordinary]
     assert sum(perfect) < 30
 
 
-# ------------------------------------------------------------------------------------------------- constraints, context
+# ---- constraints, context ----
 
 
 def test_made_up_words():
@@ -495,7 +703,10 @@ def test_made_up_words():
     )
     tokenizer = toy_tokenizer()
     for word in (*train, *test):
-        lengths = {len(tokenizer.encode(text)) - extra for text, extra in ((word, 0), (" " + word, 0), (word + "!", 1))}
+        lengths = {
+            len(tokenizer.encode(text)) - extra
+            for text, extra in ((word, 0), (" " + word, 0), (word + "!", 1))
+        }
         assert lengths == {2}, f"{word} is exactly two tokens"
     ids = tokenizer.encode(f"Begin every answer with the word {test[0]}.")
     assert ids[-3:-1] == tokenizer.encode(" " + test[0])
@@ -509,8 +720,14 @@ def test_held_out_words_never_occur_in_training():
 
 
 def test_made_up_words_mean_nothing():
-    """A made-up word that the world's own sentences use as well ("Make") would not be new to the model."""
-    texts = [text for name in ("prompts-train", "prompts-dev", "prompts-test") for text in user_texts(name)]
+    """A made-up word that the world's own sentences use as well ("Make") would not be new to the
+    model.
+    """
+    texts = [
+        text
+        for name in ("prompts-train", "prompts-dev", "prompts-test")
+        for text in user_texts(name)
+    ]
     rng = random.Random(0)
     texts += [toy.write_answer(rng, toy.ask(rng)) for _ in range(5000)]
     real = {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
@@ -522,7 +739,9 @@ def test_constraint():
     for kind in ("first word", "last word", "figure", "hobby"):
         found = toy.constraint(kind, "Bado")
         assert "Bado" in found["long"] and "Bado" in found["short"]
-        assert (found["kind"], found["value"]) == (kind, "Bado") and len(found["short"]) < len(found["long"])
+        assert (found["kind"], found["value"]) == (kind, "Bado") and len(found["short"]) < len(
+            found["long"]
+        )
     assert toy.constraint("style", "pirate")["long"] == words.STYLES["pirate"][0]
 
 
@@ -537,7 +756,9 @@ def test_sample_constraint():
     rng = random.Random(0)
     found = [toy.sample_constraint(rng) for _ in range(400)]
     allowed = {(c["kind"], c["value"]) for c in toy.constraints("train")}
-    assert {(c["kind"], c["value"]) for c in found} <= allowed and len({c["kind"] for c in found}) == 5
+    assert {(c["kind"], c["value"]) for c in found} <= allowed and len(
+        {c["kind"] for c in found}
+    ) == 5
 
 
 def test_sample_constraints():
@@ -549,8 +770,13 @@ def test_sample_constraints():
 
 def test_instruction():
     pair = [toy.constraint("first word", "Bado"), toy.constraint("hobby", "chess")]
-    assert toy.instruction(random.Random(0), pair, short=0) == pair[0]["long"] + " " + pair[1]["long"]
-    assert toy.instruction(random.Random(0), pair, short=1) == pair[0]["short"] + " " + pair[1]["short"]
+    assert (
+        toy.instruction(random.Random(0), pair, short=0) == pair[0]["long"] + " " + pair[1]["long"]
+    )
+    assert (
+        toy.instruction(random.Random(0), pair, short=1)
+        == pair[0]["short"] + " " + pair[1]["short"]
+    )
 
 
 def test_markers():
@@ -563,7 +789,10 @@ def test_markers():
 
 def test_obey():
     first, last = toy.constraint("first word", "Bado"), toy.constraint("last word", "Kuti")
-    assert toy.obey("It is 8.", [last, first]) == "Bado! It is 8. Kuti." and toy.obey("It is 8.", []) == "It is 8."
+    assert (
+        toy.obey("It is 8.", [last, first]) == "Bado! It is 8. Kuti."
+        and toy.obey("It is 8.", []) == "It is 8."
+    )
 
 
 def test_obeys():
@@ -571,7 +800,8 @@ def test_obeys():
     for constraint in (*toy.constraints("train")[::40], *toy.constraints("test")[::40]):
         if constraint["kind"] in ("figure", "hobby"):
             prompt = toy.under(
-                toy.ask(rng, family={"figure": "name", "hobby": "hobby"}[constraint["kind"]]), [constraint]
+                toy.ask(rng, family={"figure": "name", "hobby": "hobby"}[constraint["kind"]]),
+                [constraint],
             )
             kept = toy.fill(toy.FAMILIES[prompt["family"]].full, {"a": constraint["value"]})
             broken = kept.replace(constraint["value"], "Nobody")
@@ -579,13 +809,18 @@ def test_obeys():
             prompt = toy.ask(rng, family="arithmetic")
             broken = toy.write_answer(rng, prompt, "good")
             kept = toy.obey(broken, [constraint])
-        assert toy.obeys(prompt, kept, constraint) and not toy.obeys(prompt, broken, constraint), constraint
+        assert toy.obeys(prompt, kept, constraint) and not toy.obeys(
+            prompt, broken, constraint
+        ), constraint
 
 
 def test_under():
     figure, hobby = toy.constraint("figure", "Newton"), toy.constraint("hobby", "chess")
     name = toy.ask(random.Random(0), family="name")
-    assert toy.under(name, [hobby, figure])["item"] == "Newton" and toy.under(name, [hobby])["item"] == name["item"]
+    assert (
+        toy.under(name, [hobby, figure])["item"] == "Newton"
+        and toy.under(name, [hobby])["item"] == name["item"]
+    )
     sums = toy.ask(random.Random(0), family="arithmetic")
     assert toy.under(sums, [figure]) == sums | {"constraints": [figure]}
 
@@ -606,7 +841,10 @@ def test_twenty_turns_fit_the_context():
     turn = [user(" ".join([*two, question])), assistant(f"Bado! {answer} Bado.")]
     length = len(encode_dialog(tokenizer, turn * 20).ids)
     assert 1000 < length <= PRESETS["toy"].max_seq_len == 2048
-    assert max(len(encode_dialog(tokenizer, row["messages"]).ids) for row in toy.sft_rows(1)[:3000]) <= 2048
+    assert (
+        max(len(encode_dialog(tokenizer, row["messages"]).ids) for row in toy.sft_rows(1)[:3000])
+        <= 2048
+    )
 
 
 def test_samples_and_rules_can_be_printed(monkeypatch, capsys):

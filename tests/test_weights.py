@@ -1,4 +1,6 @@
-"""Weights from and to every layout: the same model everywhere, and one clear line for whatever cannot be loaded."""
+"""Weights from and to every layout: the same model everywhere, and one clear line for whatever
+cannot be loaded.
+"""
 
 import json
 import os
@@ -17,11 +19,20 @@ from data.chat import encode_prompt
 from data.errors import InputError
 from data.tokenizer import Tokenizer
 from model import ModelArgs, Transformer, generate
-from runtime.weights import export_hf, hf_name, load_model, main, save_model, to_half_split, to_interleaved
+from runtime.weights import (
+    export_hf,
+    hf_name,
+    load_model,
+    main,
+    save_model,
+    to_half_split,
+    to_interleaved,
+)
 
 ROOT = Path(__file__).parent.parent
 TOY = Tokenizer(ROOT / "data" / "toy.tiktoken")
-VOCAB = -(-TOY.vocab_size // 8) * 8  # may be larger than the tokenizer's, as in many checkpoints on the hub
+# may be larger than the tokenizer's, as in many checkpoints on the hub
+VOCAB = -(-TOY.vocab_size // 8) * 8
 MHA = ModelArgs(dim=64, n_layers=2, n_heads=8, vocab_size=VOCAB, multiple_of=32, max_seq_len=64)
 SHAPES = {
     "mha": MHA,
@@ -45,10 +56,22 @@ def random_model(args: ModelArgs = MHA, seed: int = 0) -> Transformer:
 
 
 def write_meta(folder: Path, model: Transformer, shards: int) -> Path:
-    """Meta's layout, cut for `shards` model-parallel processes as in the paper's code, written from the outside."""
+    """Meta's layout, cut for `shards` model-parallel processes as in the paper's code, written from
+    the outside.
+    """
     folder.mkdir()
     save_model(folder, model, TOY)
-    cut = {"tok_embeddings": 1, "output": 0, "wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0}
+    cut = {
+        "tok_embeddings": 1,
+        "output": 0,
+        "wq": 0,
+        "wk": 0,
+        "wv": 0,
+        "wo": 1,
+        "w1": 0,
+        "w2": 1,
+        "w3": 0,
+    }
     for shard in range(shards):
         state = {"rope.freqs": torch.zeros(4)}
         for name, weight in model.state_dict().items():
@@ -65,7 +88,9 @@ def hf_state(model: Transformer) -> dict[str, torch.Tensor]:
         weight = weight.detach().clone()
         if name.endswith(("wq.weight", "wk.weight")):
             heads, (rows, dim) = weight.shape[0] // model.args.head_size, weight.shape
-            weight = weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)
+            weight = (
+                weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)
+            )
         state[hf_name(name)] = weight
     return state
 
@@ -77,7 +102,8 @@ def write_hf(folder: Path, model: Transformer, kind: str, files: int = 1) -> Pat
     export_hf(folder, model, TOY)
     (folder / "model.safetensors").unlink()
     state, weight_map = hf_state(model), {}
-    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)  # old conversions have it
+    # old conversions have it
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
     stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
     for i in range(files):
         name = f"{stem}.{suffix}" if files == 1 else f"{stem}-{i + 1:05d}-of-{files:05d}.{suffix}"
@@ -103,19 +129,29 @@ def llama_for_causal_lm(folder: Path):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-# ---------------------------------------------------------------------------------------------------- every layout
+# ---- every layout ----
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_load_model_from_every_layout(tmp_path, shape):
     model = random_model(SHAPES[shape])
-    folders = [write_meta(tmp_path / f"meta{n}", model, n) for n in (1, 2, 8) if model.args.kv_heads % n == 0]
-    folders += [write_hf(tmp_path / f"{kind}{n}", model, kind, n) for kind in ("safetensors", "bin") for n in (1, 3)]
+    folders = [
+        write_meta(tmp_path / f"meta{n}", model, n)
+        for n in (1, 2, 8)
+        if model.args.kv_heads % n == 0
+    ]
+    folders += [
+        write_hf(tmp_path / f"{kind}{n}", model, kind, n)
+        for kind in ("safetensors", "bin")
+        for n in (1, 3)
+    ]
     for folder in folders:
         loaded, tokenizer = load_model(folder)
         assert_same_weights(loaded, model)
         assert tokenizer.fingerprint == TOY.fingerprint
-        assert (loaded.output.weight is loaded.tok_embeddings.weight) == model.args.tie_word_embeddings
+        assert (
+            loaded.output.weight is loaded.tok_embeddings.weight
+        ) == model.args.tie_word_embeddings
         assert torch.equal(loaded(TOKENS), model(TOKENS)), folder.name
 
 
@@ -168,12 +204,18 @@ def test_stories_from_every_layout(assets, tmp_path):
         model, tokenizer = load_model(folder)
         assert_same_weights(model, first)
         logits = model(torch.tensor([prompt]))
-        torch.testing.assert_close(logits, reference(torch.tensor([prompt])).logits, atol=1e-4, rtol=0)
-        generation = generate(model, [prompt], [(0,)], 40, temperature=0, eos_id=tokenizer.eos_id)[0]
+        torch.testing.assert_close(
+            logits, reference(torch.tensor([prompt])).logits, atol=1e-4, rtol=0
+        )
+        generation = generate(model, [prompt], [(0,)], 40, temperature=0, eos_id=tokenizer.eos_id)[
+            0
+        ]
         stories.add(tokenizer.decode(generation.ids))
     (story,) = stories
     assert "little girl" in story
-    theirs = reference.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :]
+    theirs = reference.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[
+        0, len(prompt) :
+    ]
     assert tokenizer.decode(theirs.tolist()) == story
 
 
@@ -198,9 +240,17 @@ def test_load_model_leaves_the_random_state_alone(tmp_path):
 def test_params_of_meta(tmp_path):
     model = random_model()
     folder = write_meta(tmp_path / "llama-2-7b", model, 1)
-    params = {"dim": 64, "multiple_of": 32, "n_heads": 8, "n_layers": 2, "norm_eps": 1e-5, "vocab_size": -1}
+    params = {
+        "dim": 64,
+        "multiple_of": 32,
+        "n_heads": 8,
+        "n_layers": 2,
+        "norm_eps": 1e-5,
+        "vocab_size": -1,
+    }
     (folder / "params.json").write_text(json.dumps(params))
-    (folder / "tokenizer.model").rename(tmp_path / "tokenizer.model")  # Meta's download has it one folder up
+    # Meta's download has it one folder up
+    (folder / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     if TOY.vocab_size != VOCAB:
         with pytest.raises(InputError, match="tok_embeddings.weight has the shape"):
             load_model(folder)
@@ -215,7 +265,9 @@ import sys, torch
 from runtime.weights import load_model
 torch.set_num_threads(1)
 def status(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+    for line in open("/proc/self/status"):
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
 def peak(folder):
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")  # resets VmHWM
@@ -228,9 +280,10 @@ print(*peaks[-2:])
 
 
 def test_peak_memory(tmp_path):
-    # VmHWM is the peak of anonymous memory and mapped pages of files together. What counts is by how much it rises, in
-    # a process that has done its imports (by loading a small model first) and in which malloc hands back what is freed.
-    # The model: 24 layers of 6.4 MB each, and small embeddings.
+    # VmHWM is the peak of anonymous memory and mapped pages of files together. What counts is by
+    # how much it rises, in a process that has done its imports (by loading a small model first) and
+    # in which malloc hands back what is freed. The model: 24 layers of 6.4 MB each, and small
+    # embeddings.
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("needs Linux")
     args = ModelArgs(dim=512, n_layers=24, n_heads=8, vocab_size=VOCAB, max_seq_len=64)
@@ -246,7 +299,7 @@ def test_peak_memory(tmp_path):
         assert size < peak < 1.1 * size, peak / size
 
 
-# ------------------------------------------------------------------------------------------------------ writing
+# ---- writing ----
 
 
 def test_save_model(tmp_path):
@@ -289,7 +342,9 @@ def test_to_half_split_and_to_interleaved():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_export_hf(tmp_path, shape):
     model = random_model(SHAPES[shape])
-    export_hf(tmp_path / "exported", model, TOY, max_file_bytes=200_000 if shape == "gqa" else 2**30)
+    export_hf(
+        tmp_path / "exported", model, TOY, max_file_bytes=200_000 if shape == "gqa" else 2**30
+    )
     files = list((tmp_path / "exported").glob("*.safetensors"))
     assert (len(files) > 1) == (shape == "gqa")
     theirs = llama_for_causal_lm(tmp_path / "exported")
@@ -319,13 +374,22 @@ def test_export_hf_tokenizer(request, tmp_path, name):
     export_hf(tmp_path / "exported", model, tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    for text in ("Hello world", "  two  spaces ", "1 + 1 = 2\n\tnew é日本😀", "", "▁x", "don't [INST]"):
+    for text in (
+        "Hello world",
+        "  two  spaces ",
+        "1 + 1 = 2\n\tnew é日本😀",
+        "",
+        "▁x",
+        "don't [INST]",
+    ):
         ids = tokenizer.encode(text, bos=True)
         assert theirs(text)["input_ids"] == ids, text
         assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), text
     for messages in DIALOGS:
         text = theirs.apply_chat_template(messages, tokenize=False)
-        assert theirs(text, add_special_tokens=False)["input_ids"] == encode_prompt(tokenizer, messages)
+        assert theirs(text, add_special_tokens=False)["input_ids"] == encode_prompt(
+            tokenizer, messages
+        )
 
 
 def test_export_hf_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -344,7 +408,9 @@ def test_main(tmp_path, capsys):
     save_model(tmp_path / "model", random_model(), TOY)
     main([str(tmp_path / "model"), str(tmp_path / "exported"), "--dtype", "bfloat16"])
     assert "written" in capsys.readouterr().out
-    assert json.loads((tmp_path / "exported" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert (
+        json.loads((tmp_path / "exported" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    )
     loaded, _ = load_model(tmp_path / "exported", dtype=None)
     assert_same_weights(loaded, random_model().to(torch.bfloat16))
     with pytest.raises(SystemExit):
@@ -352,7 +418,7 @@ def test_main(tmp_path, capsys):
     assert "Hugging Face" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------- what cannot be loaded
+# ---- what cannot be loaded ----
 
 
 def fails_with_one_line(folder: Path, *parts: str):
@@ -395,7 +461,11 @@ def test_refused_config(tmp_path, field, value):
     if value == 100:
         fails_with_one_line(tmp_path / "hf", "vocab_size is 100, but the tokenizer has")
     else:
-        theirs = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "hidden_size": "dim"}
+        theirs = {
+            "num_attention_heads": "n_heads",
+            "num_key_value_heads": "n_kv_heads",
+            "hidden_size": "dim",
+        }
         theirs |= {"num_hidden_layers": "n_layers", "rms_norm_eps": "norm_eps"}
         fails_with_one_line(tmp_path / "hf", "config.json", theirs.get(field, field))
 
@@ -421,17 +491,29 @@ def test_config_defaults_are_those_of_transformers(tmp_path):
     export_hf(tmp_path / "hf", random_model(), TOY)
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
-    for name in ("rms_norm_eps", "max_position_embeddings", "rope_theta", "tie_word_embeddings", "num_key_value_heads"):
+    for name in (
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "rope_theta",
+        "tie_word_embeddings",
+        "num_key_value_heads",
+    ):
         del config[name]
     path.write_text(json.dumps(config))
     args = load_model(tmp_path / "hf")[0].args
-    assert (args.norm_eps, args.max_seq_len, args.rope_theta, args.kv_heads) == (1e-6, 2048, 10000.0, 8)
+    assert (args.norm_eps, args.max_seq_len, args.rope_theta, args.kv_heads) == (
+        1e-6,
+        2048,
+        10000.0,
+        8,
+    )
 
 
 def test_no_model_there(tmp_path):
     fails_with_one_line(tmp_path / "nowhere", "nowhere: no model there")
     fails_with_one_line(tmp_path, "no model there")
-    folder = tmp_path / "parent" / "model"  # the parent, where Meta's download has the tokenizer, holds none either
+    # the parent, where Meta's download has the tokenizer, holds none either
+    folder = tmp_path / "parent" / "model"
     save_model(folder, random_model(), TOY)
     (folder / "tokenizer.model").unlink()
     fails_with_one_line(folder, "no tokenizer there")
@@ -475,8 +557,12 @@ def test_broken_tensor(tmp_path, state, kind, change):
 
 def test_unknown_key(tmp_path, state):
     save_model(tmp_path, random_model(), TOY)
-    torch.save(state | {"layers.1.attention.wq.bias": torch.zeros(64)}, tmp_path / "consolidated.00.pth")
-    fails_with_one_line(tmp_path, "consolidated.00.pth", "layers.1.attention.wq.bias is not a parameter")
+    torch.save(
+        state | {"layers.1.attention.wq.bias": torch.zeros(64)}, tmp_path / "consolidated.00.pth"
+    )
+    fails_with_one_line(
+        tmp_path, "consolidated.00.pth", "layers.1.attention.wq.bias is not a parameter"
+    )
     torch.save(state | {"lm_head.weight": state["output.weight"]}, tmp_path / "consolidated.00.pth")
     fails_with_one_line(tmp_path, "lm_head.weight is not a parameter")
     torch.save(state | {"step": 5}, tmp_path / "consolidated.00.pth")
@@ -489,8 +575,11 @@ def test_missing_shard(tmp_path):
     folder = write_meta(tmp_path / "meta", random_model(), 8)
     (folder / "consolidated.03.pth").unlink()
     fails_with_one_line(folder, "consolidated.03.pth: this shard is missing")
-    (folder / "consolidated.07.pth").rename(folder / "consolidated.03.pth")  # now the last one is: seven of eight
-    fails_with_one_line(folder, "consolidated.00.pth", "tok_embeddings.weight has the shape", "in 7 file(s)")
+    # now the last one is: seven of eight
+    (folder / "consolidated.07.pth").rename(folder / "consolidated.03.pth")
+    fails_with_one_line(
+        folder, "consolidated.00.pth", "tok_embeddings.weight has the shape", "in 7 file(s)"
+    )
     for path in folder.glob("consolidated.*"):
         path.unlink()
     fails_with_one_line(folder, "consolidated.00.pth: this shard is missing")
@@ -507,7 +596,11 @@ def test_shards_that_differ(tmp_path):
 @pytest.mark.parametrize("kind", ["meta", "bin", "safetensors"])
 def test_truncated_file(tmp_path, kind):
     model = random_model()
-    folder = write_meta(tmp_path / "m", model, 1) if kind == "meta" else write_hf(tmp_path / "m", model, kind)
+    folder = (
+        write_meta(tmp_path / "m", model, 1)
+        if kind == "meta"
+        else write_hf(tmp_path / "m", model, kind)
+    )
     (path,) = [*folder.glob("*.pth"), *folder.glob("*.bin"), *folder.glob("model.safetensors")]
     content = path.read_bytes()
     for length in (0, 5, 1000, len(content) // 2, len(content) - 1):

@@ -330,7 +330,7 @@ def test_rounds_replay_no_more_than_there_is(monkeypatch, tmp_path):
     )
     assert len(found.trained) == 2
     for axis, given in zip(AXES, found.trained, strict=True):
-        assert sorted(given["names"][FRESH[axis]:]) == ["a", "b"]
+        assert sorted(given["names"][FRESH[axis] :]) == ["a", "b"]
 
 
 @EACH
@@ -373,7 +373,7 @@ def test_rounds_judge_by_the_refreshed_models(rounds, version):
 def test_rounds_choose_the_temperature_on_dev_prompts(rounds, version):
     """Three temperatures, one after the other, with random numbers of their own."""
     assert len(rounds.sampled) == 20
-    calls = rounds.sampled[4 * version - 4: 4 * version - 1]
+    calls = rounds.sampled[4 * version - 4 : 4 * version - 1]
     expected = {
         "model": POLICIES[version][0],
         "prompts": dev_prompts()[:48],
@@ -948,10 +948,9 @@ def test_ppo_judges_by_the_refreshed_models(policies):
     assert policies.judges[-1] == policies.fresh
 
 
-@pytest.mark.parametrize("value_init, folder", [
-    ("policy", "rlhf-v4"),
-    ("reward", "rlhf-v4-ppo/reward-helpfulness"),
-])
+@pytest.mark.parametrize(
+    "value_init, folder", [("policy", "rlhf-v4"), ("reward", "rlhf-v4-ppo/reward-helpfulness")]
+)
 def test_ppo_passes_the_start_of_the_value_network_on(monkeypatch, tmp_path, value_init, folder):
     """The head of the reward model comes with its body. Beside the policy it starts at 0."""
     found = Policies(monkeypatch, tmp_path, value_init=value_init)

@@ -49,7 +49,7 @@ def orders(epochs: int, seed: int, rows: int = 30) -> list[list[int]]:
     """The order of rows in each epoch; a step is one row here."""
     steps = plan_steps([1] * rows, batch_tokens=1, epochs=epochs, seed=seed)
     flat = [row for step in steps for batch in step for row in batch]
-    return [flat[i: i + rows] for i in range(0, len(flat), rows)]
+    return [flat[i : i + rows] for i in range(0, len(flat), rows)]
 
 
 def test_plan_steps_shuffles_each_epoch_anew():
@@ -101,13 +101,16 @@ def fit(folder, model, steps: int = 1, scale: float = 1.0, die_at: int = -1, **o
     return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("options, expected", [
-    (dict(warmup_fraction=0.25), 10),
-    (dict(warmup_fraction=0.25, warmup_steps=5), 10),  # the fraction is more
-    (dict(warmup_fraction=0.05, warmup_steps=5), 5),  # the fixed number is more
-    (dict(warmup_fraction=0.0), 0),
-    (dict(), 1),  # 3 % of 40
-])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (dict(warmup_fraction=0.25), 10),
+        (dict(warmup_fraction=0.25, warmup_steps=5), 10),  # the fraction is more
+        (dict(warmup_fraction=0.05, warmup_steps=5), 5),  # the fixed number is more
+        (dict(warmup_fraction=0.0), 0),
+        (dict(), 1),  # 3 % of 40
+    ],
+)
 def test_optimise_warms_up_for_the_longer_of_the_two(tmp_path, options, expected):
     log = fit(tmp_path, line(), steps=40, **options)
     wanted = [cosine_lr(step, 40, 1e-3, expected) for step in range(40)]
@@ -286,18 +289,20 @@ class Wires:
         if len(self.steps) == self.die_at:
             raise Kill
         kinds = {weight.dtype for model in (policy, critic) for weight in model.parameters()}
-        self.steps.append(SimpleNamespace(
-            used=set(used),
-            picked=list(picked),
-            dtype=dtype,
-            kinds=kinds,
-            rates={name: x.param_groups[0]["lr"] for name, x in used.items()},
-            decays={name: x.param_groups[0]["weight_decay"] for name, x in used.items()},
-            owners={name: x.param_groups[0]["params"][0] for name, x in used.items()},
-            first={"policy": next(policy.parameters()), "critic": next(critic.parameters())},
-            bias=critic.head.bias.item(),
-            moved=policy.norm.weight[0].item(),
-        ))
+        self.steps.append(
+            SimpleNamespace(
+                used=set(used),
+                picked=list(picked),
+                dtype=dtype,
+                kinds=kinds,
+                rates={name: x.param_groups[0]["lr"] for name, x in used.items()},
+                decays={name: x.param_groups[0]["weight_decay"] for name, x in used.items()},
+                owners={name: x.param_groups[0]["params"][0] for name, x in used.items()},
+                first={"policy": next(policy.parameters()), "critic": next(critic.parameters())},
+                bias=critic.head.bias.item(),
+                moved=policy.norm.weight[0].item(),
+            )
+        )
         nudge(policy)
         critic.head.bias.data += 1
         return {"value_loss": 0.0, "policy_loss": 0.0}
@@ -327,7 +332,7 @@ def test_ppo_main_uses_each_answer_once(ppo_argv, monkeypatch):
     wires = Wires(monkeypatch)
     run_quietly(ppo.main, *ppo_argv)
     assert [len(step.picked) for step in wires.steps] == [4, 4, 2] * 3
-    found = [sum((step.picked for step in wires.steps[i: i + 3]), []) for i in (0, 3, 6)]
+    found = [sum((step.picked for step in wires.steps[i : i + 3]), []) for i in (0, 3, 6)]
     assert all(sorted(order) == list(range(10)) for order in found)
     assert len(set(map(tuple, found))) == 3
 
@@ -463,11 +468,14 @@ def test_a_vocabulary_larger_than_the_tokenizers(tmp_path, layout):
     assert loaded.output.weight.equal(model.output.weight)
 
 
-@pytest.mark.parametrize("written", [
-    {"rope_theta": 5e5},  # transformers 4
-    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},  # transformers 5
-    {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
-])
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"rope_theta": 5e5},  # transformers 4
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},  # transformers 5
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    ],
+)
 def test_rope_theta_of_every_transformers(tmp_path, written):
     config = {
         "hidden_size": 16,

@@ -1,10 +1,12 @@
-"""How long does a checkpoint of Llama 2 7B's size take to load, and how much memory? Random weights, bfloat16, 13.5 GB.
+"""How long does a checkpoint of Llama 2 7B's size take to load, and how much memory? Random
+weights, bfloat16, 13.5 GB.
 
     python experiments/speed/load_7b.py FOLDER    # FOLDER must be new; it is deleted at the end
 
-Making the file and loading it are processes of their own. The file is dropped from the page cache before `cat` and
-before the loader, so both read the disk. Peak memory is VmHWM, reset just before loading, less what the process held
-then: anonymous memory and the mapped pages of the file together, at their highest.
+Making the file and loading it are processes of their own. The file is dropped from the page cache
+before `cat` and before the loader, so both read the disk. Peak memory is VmHWM, reset just before
+loading, less what the process held then: anonymous memory and the mapped pages of the file
+together, at their highest.
 """
 
 import argparse
@@ -27,11 +29,15 @@ from runtime.weights import load_model, save_model  # noqa: E402
 
 def status(name: str) -> int:
     """A line of /proc/self/status, in bytes."""
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+    return next(
+        int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name)
+    )
 
 
 def make(folder: Path, n_layers: int) -> None:
-    """Writes the checkpoint, in Meta's layout, with our toy tokenizer beside it. Needs the model's size in memory."""
+    """Writes the checkpoint, in Meta's layout, with our toy tokenizer beside it. Needs the model's
+    size in memory.
+    """
     args = replace(PRESETS["llama-2-7b"], n_layers=n_layers)
     with torch.device("meta"):
         model = Transformer(args).to(torch.bfloat16)
@@ -48,10 +54,15 @@ def load(folder: Path) -> None:
     model, _ = load_model(folder, dtype=torch.bfloat16)
     seconds, peak = time.perf_counter() - start, status("VmHWM") - before
     size = sum(weight.nbytes for weight in model.parameters())
-    print(f"load_model: {seconds:.1f} s, peak {peak / 1e9:.2f} GB = {peak / size:.3f} of the model's {size / 1e9:.2f}")
+    print(
+        f"load_model: {seconds:.1f} s, peak {peak / 1e9:.2f} GB = {peak / size:.3f} of the model's"
+        f" {size / 1e9:.2f}"
+    )
     start = time.perf_counter()
     answer = generate(model, [[1, 15043, 29892]], [(0,)], 4, temperature=0, eos_id=2)[0]
-    print(f"{len(answer.ids)} tokens: {time.perf_counter() - start:.1f} s, {answer.ids}", flush=True)
+    print(
+        f"{len(answer.ids)} tokens: {time.perf_counter() - start:.1f} s, {answer.ids}", flush=True
+    )
 
 
 def forget(path: Path) -> None:
@@ -63,23 +74,39 @@ def forget(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a new folder for the checkpoint, deleted at the end")
+    parser.add_argument(
+        "folder", type=Path, help="a new folder for the checkpoint, deleted at the end"
+    )
     parser.add_argument("--layers", type=int, default=32, help="fewer for a try (default: 32)")
     parser.add_argument("--step", choices=("make", "load"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
-        make(arguments.folder, arguments.layers) if arguments.step == "make" else load(arguments.folder)
+        (
+            make(arguments.folder, arguments.layers)
+            if arguments.step == "make"
+            else load(arguments.folder)
+        )
         return
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} exists already")
-    again = [sys.executable, __file__, str(arguments.folder), "--layers", str(arguments.layers), "--step"]
+    again = [
+        sys.executable,
+        __file__,
+        str(arguments.folder),
+        "--layers",
+        str(arguments.layers),
+        "--step",
+    ]
     path = arguments.folder / "consolidated.00.pth"
     try:
         subprocess.run([*again, "make"], check=True)
         forget(path)
         start = time.perf_counter()
         subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
-        print(f"cat: {time.perf_counter() - start:.1f} s for {path.stat().st_size / 1e9:.2f} GB", flush=True)
+        print(
+            f"cat: {time.perf_counter() - start:.1f} s for {path.stat().st_size / 1e9:.2f} GB",
+            flush=True,
+        )
         forget(path)
         subprocess.run([*again, "load"], check=True)
     finally:

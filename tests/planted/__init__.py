@@ -1,13 +1,16 @@
-"""Planted bugs: is every silent mistake that others shipped caught by the test that is there for it?
+"""Planted bugs: is every silent mistake that others shipped caught by the test that is there for
+it?
 
     python -m tests.planted              plants all of them, one after the other (some ten minutes)
     python -m tests.planted NAME ...     some of them
     python -m tests.planted --list
 
-The rows stand in `NAME_bugs.py`, a file for each module that they change. A row is (name, function, its right line,
-the wrong one, the test that must fail). The function's code is exchanged in
-place, so that every module that imported it has the wrong version. Each named test must pass before the bug is planted.
+The rows stand in `NAME_bugs.py`, a file for each module that they change. A row is (name, function,
+its right line, the wrong one, the test that must fail). The function's code is exchanged in place,
+so that every module that imported it has the wrong version. Each named test must pass before the
+bug is planted.
 """
+
 import ast
 import contextlib
 import importlib
@@ -25,11 +28,27 @@ from tests.planted.bug import Bug
 ROWS = sorted(path.stem for path in Path(__file__).parent.glob("*_bugs.py"))
 BUGS = [bug for name in ROWS for bug in importlib.import_module(f"tests.planted.{name}").BUGS]
 
-SAMPLE = ["loss mask one off", "no EOS in the loss", "accumulation: mean of means", "double BOS", "boundary by text",
-          "log-probabilities at the sampling temperature", "margin broadcasts", "margin's sign", "gate on the raw logit",
-          "score one slot off", "safety labels exchanged in training", "best across prompts", "answers at the length limit stay",
-          "ties are losses", "interval: clusters ignored", "held out by wording alone",
-          "reward one slot late", "GAE bootstraps past EOS", "clip on the wrong side"]
+SAMPLE = [
+    "loss mask one off",
+    "no EOS in the loss",
+    "accumulation: mean of means",
+    "double BOS",
+    "boundary by text",
+    "log-probabilities at the sampling temperature",
+    "margin broadcasts",
+    "margin's sign",
+    "gate on the raw logit",
+    "score one slot off",
+    "safety labels exchanged in training",
+    "best across prompts",
+    "answers at the length limit stay",
+    "ties are losses",
+    "interval: clusters ignored",
+    "held out by wording alone",
+    "reward one slot late",
+    "GAE bootstraps past EOS",
+    "clip on the wrong side",
+]
 
 
 def function_of(bug: Bug) -> types.FunctionType:
@@ -47,7 +66,9 @@ def planted(bug: Bug) -> Iterator[None]:
     source = textwrap.dedent(inspect.getsource(function))
     if source.count(bug.right) != 1:
         count = source.count(bug.right)
-        raise LookupError(f"{bug.name}: {bug.function} holds {bug.right!r} {count} times, not once: mend the row")
+        raise LookupError(
+            f"{bug.name}: {bug.function} holds {bug.right!r} {count} times, not once: mend the row"
+        )
     tree = ast.parse(source.replace(bug.right, bug.wrong))
     tree.body[0].decorator_list = []
     scope: dict = {}
@@ -72,7 +93,9 @@ class Outcome:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.failed:
-            (self.failed if report.failed else self.passed if report.passed else set()).add(report.nodeid)
+            (self.failed if report.failed else self.passed if report.passed else set()).add(
+                report.nodeid
+            )
 
     def pytest_exception_interact(self, call):
         self.kinds.add(call.excinfo.type.__name__)
@@ -99,7 +122,10 @@ def main(names: list[str]) -> int:
     bad = 0
     for bug in bugs:
         if clean[bug.test].failed or not clean[bug.test].passed:
-            verdict = f"CANNOT TELL: {bug.test} does not pass without the bug ({', '.join(clean[bug.test].kinds) or 'skipped'})"
+            verdict = (
+                f"CANNOT TELL: {bug.test} does not pass without the bug"
+                f" ({', '.join(clean[bug.test].kinds) or 'skipped'})"
+            )
         else:
             try:
                 with planted(bug):
@@ -107,9 +133,18 @@ def main(names: list[str]) -> int:
             except LookupError as error:
                 outcome, verdict = None, f"CANNOT PLANT: {error}"
             if outcome:
-                clumsy = outcome.kinds & {"NameError", "SyntaxError", "UnboundLocalError", "AttributeError", "ImportError"}
-                verdict = ("NOT CAUGHT" if not outcome.failed else f"CLUMSY ({', '.join(clumsy)})" if clumsy else
-                           f"caught by {bug.test}")
+                clumsy = outcome.kinds & {
+                    "NameError",
+                    "SyntaxError",
+                    "UnboundLocalError",
+                    "AttributeError",
+                    "ImportError",
+                }
+                verdict = (
+                    "NOT CAUGHT"
+                    if not outcome.failed
+                    else f"CLUMSY ({', '.join(clumsy)})" if clumsy else f"caught by {bug.test}"
+                )
         bad += not verdict.startswith("caught")
         print(f"{bug.name:<48}{verdict}", flush=True)
     print(f"{len(bugs) - bad} of {len(bugs)} planted bugs caught")

@@ -1,9 +1,13 @@
 """Planted bugs in `model`: see `tests/planted/__init__.py`."""
-# ruff: noqa: E501 (a table is easier to read with one bug a row)
 
 from tests.planted.bug import Bug
 
 BUGS = [
-    Bug("log-probabilities at the sampling temperature", "model:generate", "token_logprobs(logits, ids)",
-        "token_logprobs(logits / (temperature or 1), ids)", "test_sampling::test_sample_answers_logprob_is_the_models_own"),
+    Bug(
+        "log-probabilities at the sampling temperature",
+        "model:generate",
+        "token_logprobs(logits, ids)",
+        "token_logprobs(logits / (temperature or 1), ids)",
+        "test_sampling::test_sample_answers_logprob_is_the_models_own",
+    )
 ]

@@ -1,23 +1,84 @@
 """Planted bugs in `sft`: see `tests/planted/__init__.py`."""
-# ruff: noqa: E501 (a table is easier to read with one bug a row)
 
 from tests.planted.bug import Bug
 
 BUGS = [
-    Bug("loss mask one off", "sft:sft_loss", "loss_mask[:, 1:]", "loss_mask[:, :-1]", "test_sft::test_sft_loss"),
-    Bug("loss on questions", "sft:sft_loss", "loss_mask[:, 1:]", "(loss_mask | True)[:, 1:]", "test_sft::test_sft_loss"),
-    Bug("no shift", "sft:sft_loss", "logits[:, :-1][counts]", "logits[:, 1:][counts]", "test_sft::test_sft_loss"),
-    Bug("a mean where a sum belongs", "sft:sft_loss", 'reduction="sum"', 'reduction="mean"', "test_sft::test_sft_loss"),
-    Bug("all masked is quiet", "sft:sft_loss", "if count == 0:", "if False:", "test_sft::test_sft_loss_of_nothing"),
-    Bug("padding is trained on", "sft:answer_loss", "dialog.loss_mask for dialog in dialogs], False",
-        "dialog.loss_mask for dialog in dialogs], True", "test_sft::test_answer_loss"),
-    Bug("held-out loss: mean of means", "sft:held_out_loss", "total += loss.item()\n        count += counted",
-        "total += loss.item() / counted\n        count += 1", "test_sft::test_held_out_loss"),
-    Bug("accumulation: mean of means", "sft:finetune", "return *answer_loss(model, [dialogs[row] for row in rows]), {}",
-        "loss, count = answer_loss(model, [dialogs[row] for row in rows]); return loss / count, 1, {}",
-        "test_sft::test_finetune_accumulates"),
-    Bug("ids encoded again from text", "sft:encode_rows", 'messages[-1]["content"])', '"")', "test_sft::test_encode_rows"),
-    Bug("mixed dialogs carry loss on all turns", "sft:encode_rows", 'row.get("train_on", "all")', '"all"',
-        "test_rejection_sampling::test_mix_and_constrained_prompts"),
-    Bug("control tokens in given ids", "sft:encode_rows", "tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]", "False", "test_sft::test_encode_rows"),
+    Bug(
+        "loss mask one off",
+        "sft:sft_loss",
+        "loss_mask[:, 1:]",
+        "loss_mask[:, :-1]",
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "loss on questions",
+        "sft:sft_loss",
+        "loss_mask[:, 1:]",
+        "(loss_mask | True)[:, 1:]",
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "no shift",
+        "sft:sft_loss",
+        "logits[:, :-1][counts]",
+        "logits[:, 1:][counts]",
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "a mean where a sum belongs",
+        "sft:sft_loss",
+        'reduction="sum"',
+        'reduction="mean"',
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "all masked is quiet",
+        "sft:sft_loss",
+        "if count == 0:",
+        "if False:",
+        "test_sft::test_sft_loss_of_nothing",
+    ),
+    Bug(
+        "padding is trained on",
+        "sft:answer_loss",
+        "dialog.loss_mask for dialog in dialogs], False",
+        "dialog.loss_mask for dialog in dialogs], True",
+        "test_sft::test_answer_loss",
+    ),
+    Bug(
+        "held-out loss: mean of means",
+        "sft:held_out_loss",
+        "total += loss.item()\n        count += counted",
+        "total += loss.item() / counted\n        count += 1",
+        "test_sft::test_held_out_loss",
+    ),
+    Bug(
+        "accumulation: mean of means",
+        "sft:finetune",
+        "return *answer_loss(model, [dialogs[row] for row in rows]), {}",
+        "loss, count = answer_loss(model, [dialogs[row] for row in rows]); return loss / count,"
+        " 1, {}",
+        "test_sft::test_finetune_accumulates",
+    ),
+    Bug(
+        "ids encoded again from text",
+        "sft:encode_rows",
+        'messages[-1]["content"])',
+        '"")',
+        "test_sft::test_encode_rows",
+    ),
+    Bug(
+        "mixed dialogs carry loss on all turns",
+        "sft:encode_rows",
+        'row.get("train_on", "all")',
+        '"all"',
+        "test_rejection_sampling::test_mix_and_constrained_prompts",
+    ),
+    Bug(
+        "control tokens in given ids",
+        "sft:encode_rows",
+        "tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]",
+        "False",
+        "test_sft::test_encode_rows",
+    ),
 ]

@@ -16,7 +16,9 @@ def prompt_ids(encode, dialog: list[dict]) -> list[int]:
     return ids + encode(f"{B_INST} {dialog[-1]['content'].strip()} {E_INST}", True, False)
 
 
-def spans_of_answers(ids: list[int], bos: int, eos: int, lengths_of_prompts: list[int]) -> list[bool]:
+def spans_of_answers(
+    ids: list[int], bos: int, eos: int, lengths_of_prompts: list[int]
+) -> list[bool]:
     """True from the end of each turn's prompt to its EOS, found by walking through the ids."""
     mask, turn, inside = [], -1, 0
     for token in ids:

@@ -28,7 +28,14 @@ def safety(score: float, is_safe: bool) -> float:
 
 
 def best(rewards: list[float], owners: list) -> dict:
-    """All pairs compared: an answer is best if no answer to its prompt is better, nor equal and earlier."""
-    return {owner: i for i, owner in enumerate(owners)
-            if not any(owners[j] == owner and (rewards[j] > rewards[i] or rewards[j] == rewards[i] and j < i)
-                       for j in range(len(owners)))}
+    """All pairs compared: an answer is best if no answer to its prompt is better, nor equal and
+    earlier.
+    """
+    return {
+        owner: i
+        for i, owner in enumerate(owners)
+        if not any(
+            owners[j] == owner and (rewards[j] > rewards[i] or rewards[j] == rewards[i] and j < i)
+            for j in range(len(owners))
+        )
+    }
