@@ -24,8 +24,9 @@ from runtime.sampling import (
     sample_answers,
     unusable,
 )
+from runtime.settings import StageSettings, check_positive, parse_settings, run
 from runtime.stage import (
-    check_positive,
+    Stage,
     check_same_prompts,
     fingerprint,
     finish_stage,
@@ -33,13 +34,13 @@ from runtime.stage import (
     kept_settings,
     newest_reward_models,
     open_stage,
-    parse_settings,
     require,
-    run,
 )
 from runtime.weights import export_hf, load_model, save_model
 
 __all__ = [
+    "Stage",
+    "StageSettings",
     "Metrics",
     "append_rows",
     "atomic_write",

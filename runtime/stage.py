@@ -1,8 +1,6 @@
-"""What every stage does around its work: read settings, find inputs, remember what was done, go on
-after a kill.
+"""A stage: a command that fills one folder, remembers what was done, and goes on after a kill.
 
-A stage is a command that fills one folder. `stage.json` in it says with which settings and from
-which inputs:
+`stage.json` in the folder says with which settings and from which inputs:
 
     {"settings": {...}, "inputs": {name: sha256}, "finished": false}
 
@@ -11,230 +9,73 @@ from which the same command goes on; the stage's own checkpoint and JSONL files 
 come.
 """
 
-import argparse
-import ast
 import dataclasses
 import hashlib
-import inspect
-import io
 import json
-import math
-import os
 import re
 import shutil
-import sys
-import textwrap
 import time
-import tokenize
-import types
-import typing
 from pathlib import Path
 
 from data.errors import InputError
 from data.jsonl import AXES
 from runtime.checkpoint import atomic_write, plain_json
+from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
+from runtime.metrics import Metrics
 
 RECORD = "stage.json"
 # where a stage keeps its unfinished work; `*` at the end: a temporary file too
 CHECKPOINTS = "checkpoint*.pth*"
 
 
-# ---- the command line ----
+class Stage:
+    """A stage at work: its folder OUT/NAME, and the machine that it runs on.
 
+        stage = Stage(settings, "sft")
+        if not stage.begin(inputs):
+            return  # it is finished already
+        ...
+        stage.finish(results)
 
-def parse_settings(Settings, description, presets=None, argv=None):
-    """An instance of the dataclass `Settings`, filled from the command line.
-
-    Field `a_b` becomes `--a-b` (and `try_`, since `try` is no name in Python, `--try`), a bool
-    becomes `--a-b / --no-a-b`, a field without a default must be given. The help text is the
-    field's comment in the source; the default is shown. Types: int, float, str, Path, bool,
-    Literal, any of them `| None` (written `none`), and tuples of one kind (`0.6,0.8,1.0`).
-    presets: {"tiny": {field: value}, …} for the field `preset`; what is given on the command line
-        wins over a preset. A word that does not fit ends the program with argparse's message and
-        exit code 2.
+    Making one sets threads and seeds, and touches no file.
     """
-    epilog = "presets:\n" + "\n".join(
-        f"  {name}: "
-        + (", ".join(f"{field}={value}" for field, value in values.items()) or "the defaults")
-        for name, values in (presets or {}).items()
-    )
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog if presets else None,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    comments, kinds = field_comments(Settings), typing.get_type_hints(Settings)
-    for field in dataclasses.fields(Settings):
-        kind, default = _without_none(kinds[field.name]), _default(field)
-        required = default is dataclasses.MISSING
-        shown = "required" if required else f"default: {_as_typed(default)}"
-        options = {
-            "default": argparse.SUPPRESS,
-            "required": required,
-            "help": f"{comments.get(field.name, '')} ({shown})".strip().replace("%", "%%"),
-        }
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {
-                "type": _converter(kinds[field.name]),
-                "metavar": field.name.split("_")[-1].upper(),
-            }
-            # several words behind one option: --compare A B
-            if names := field.metadata.get("names"):
-                options |= {"type": str, "metavar": names, "nargs": len(names)}
-            if field.name == "preset" and presets:
-                options |= {"choices": list(presets), "metavar": "|".join(presets)}
-            elif typing.get_origin(kind) is typing.Literal:
-                options |= {
-                    "choices": typing.get_args(kind),
-                    "metavar": "|".join(typing.get_args(kind)),
-                }
-        parser.add_argument(
-            "--" + field.name.rstrip("_").replace("_", "-"), dest=field.name, **options
-        )
 
-    given = vars(parser.parse_args(argv))
-    chosen = given.get("preset", getattr(Settings, "preset", None))
-    return Settings(**{**(presets or {}).get(chosen, {}), **given})
+    def __init__(self, settings, name):
+        set_threads(settings.threads)
+        set_seed(settings.seed)
+        self.settings = settings
+        self.name = name
+        self.folder = Path(settings.out) / name
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)  # of matrix products
+        self.started = None  # the clock's readings, once it has begun
 
+    def begin(self, inputs, aside=(), **also):
+        """Open the folder: True if there is work to do, begun now or by a run that was killed.
 
-def check_positive(settings, *names, or_zero=()):
-    """InputError naming the first of these settings that is not more than 0 (a tuple: empty, or one
-    of its numbers).
+        Args:
+            inputs: {name: path} of all that is read.
+            aside: names of settings that do not change the result. also: more to remember.
 
-    or_zero: names of those that may be 0.
-    """
-    for name in (*names, *or_zero):
-        value = getattr(settings, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not (min(numbers) > 0 or name in or_zero and min(numbers) == 0):
-            wanted = "0 or more" if name in or_zero else "more than 0"
-            raise InputError(
-                f"--{name.replace('_', '-')} {_as_typed(value) or 'is empty'}: must be {wanted}"
-            )
+        Raises:
+            InputError: the folder was filled with other settings or inputs.
+        """
+        settings = kept_settings(self.settings, *aside) | also
+        self.started = open_stage(self.folder, settings, inputs, self.settings.fresh)
+        return self.started is not None
 
+    @property
+    def metrics(self):
+        """The log of numbers in the folder."""
+        return Metrics(self.folder / "metrics.jsonl")
 
-def field_comments(Settings):
-    """{field: its comment} of a dataclass, read from the source ({} where there is no source to
-    read).
+    def seconds(self):
+        """Seconds since it began this time."""
+        return time.time() - self.started[0]
 
-    To a field belong the comment at the end of its line, the comment lines above it at its own
-    indent, and the comment lines below it that are indented further. A blank line between comment
-    and field makes the comment a heading.
-    """
-    try:
-        source = textwrap.dedent(inspect.getsource(Settings))
-    except (OSError, TypeError):
-        return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
-    alone = {line for line, token in comments.items() if token.line.strip().startswith("#")}
-
-    found = {}
-    for node in ast.parse(source).body[0].body:
-        if not isinstance(node, ast.AnnAssign):
-            continue
-        first, last = node.lineno, node.end_lineno
-        while first - 1 in alone and comments[first - 1].start[1] == node.col_offset:
-            first -= 1
-        while last + 1 in alone and comments[last + 1].start[1] > node.col_offset:
-            last += 1
-        lines = [
-            comments[line].string.lstrip("# ")
-            for line in range(first, last + 1)
-            if line in comments
-        ]
-        found[node.target.id] = " ".join(lines)
-    return found
-
-
-def _without_none(kind):
-    """`int | None` → `int`; anything else as it is."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        (kind,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-    return kind
-
-
-def _converter(kind):
-    """The function that reads a word of the command line as a value of this type (ValueError if it
-    is none).
-    """
-    inner = _without_none(kind)
-    if inner is not kind:
-        read = _converter(inner)
-        return _named(read.__name__, lambda word: None if word.lower() == "none" else read(word))
-    if typing.get_origin(kind) is tuple:
-        read = _converter(typing.get_args(kind)[0])
-        return _named(
-            f"comma-separated {read.__name__}",
-            lambda words: tuple(read(word.strip()) for word in words.split(",") if word.strip()),
-        )
-    if typing.get_origin(kind) is typing.Literal:
-        return _converter(type(typing.get_args(kind)[0]))
-    return _finite if kind is float else kind
-
-
-def _named(name, function):
-    function.__name__ = name  # argparse: "invalid <name> value"
-    return function
-
-
-def _finite(word):
-    if not math.isfinite(float(word)):
-        raise ValueError
-    return float(word)
-
-
-_finite.__name__ = "float"
-
-
-def _default(field):
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
-
-
-def _as_typed(value):
-    """A value as one would type it: (0.6, 0.8) → 0.6,0.8."""
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, tuple)
-        else "none" if value is None else str(value)
-    )
-
-
-def run(main):
-    """Call main(); a user's mistake ends the program with one line `error: …` and exit code 1,
-    Ctrl-C with 130.
-    """
-    try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same command (without --fresh) goes on from here", file=sys.stderr
-        )
-        sys.exit(130)
-    except InputError as mistake:
-        print("error:", " ".join(str(mistake).split()), file=sys.stderr)
-        sys.exit(1)
-    except UnicodeDecodeError as mistake:  # typed or piped in; files have messages of their own
-        print(f"error: the input is not text in {mistake.encoding}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as mistake:  # no such file, no permission, no space left, ...
-        print(
-            "error:",
-            f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake,
-            file=sys.stderr,
-        )
-        sys.exit(1)
-
-
-# ---- the folder of a stage ----
+    def finish(self, results):
+        """Mark the folder as finished, with these results and the seconds that it took."""
+        finish_stage(self.folder, results, self.started)
 
 
 def kept_settings(settings, *aside):
@@ -242,21 +83,28 @@ def kept_settings(settings, *aside):
     not those named here.
     """
     left_out = ("out", "fresh", "threads", "device", *aside)
-    return {
-        name: value for name, value in dataclasses.asdict(settings).items() if name not in left_out
-    }
+    kept = dataclasses.asdict(settings)
+    for name in left_out:
+        kept.pop(name, None)
+    return kept
 
 
 def open_stage(folder, settings, inputs, fresh=False):
     """Begin, go on with, or refuse the stage that fills `folder`.
 
-    Returns the clock's readings (wall, CPU seconds), for `finish_stage`, if there is work to do;
-    None if it is finished.
-    settings: {name: value}, only those that change the result (`kept_settings`). inputs: {name:
-        path}. InputError if the folder was filled with other settings or inputs (each difference is
-        named; a folder that nothing was made in yet is begun anew), if it is not a stage's folder,
-        or if an input is missing. fresh: the folder's content is deleted first, but only that of a
-        stage's folder.
+    Args:
+        settings: {name: value}, only those that change the result (`kept_settings`).
+        inputs: {name: path}.
+        fresh: the folder's content is deleted first, but only that of a stage's folder.
+
+    Returns:
+        the clock's readings (wall, CPU seconds), for `finish_stage`, if there is work to do; None
+        if it is finished.
+
+    Raises:
+        InputError: the folder was filled with other settings or inputs (each difference is named; a
+            folder that nothing was made in yet is begun anew), it is not a stage's folder, or an
+            input is missing.
     """
     folder = Path(folder)
     new = {
@@ -264,31 +112,34 @@ def open_stage(folder, settings, inputs, fresh=False):
         "inputs": {name: fingerprint(path) for name, path in inputs.items()},
         "finished": False,
     }
+    clock = time.time(), time.process_time()
     old = _read_record(folder)
     if old and (fresh or old.get("clearing")):
         _clear(folder)
     elif old and (old["finished"] or {path.name for path in folder.iterdir()} != {RECORD}):
-        differences = _differences(old["settings"], new["settings"])
-        differences += [
-            f"input {name} ({inputs.get(name, 'not used now')}) has changed"
-            for name in {**old["inputs"], **new["inputs"]}
-            if old["inputs"].get(name) != new["inputs"].get(name)
-        ]
-        if differences:
-            raise InputError(
-                f"{folder} was {'made' if old['finished'] else 'begun'} differently: "
-                f"{'; '.join(differences)}; run it as it was, or start over with --fresh "
-                f"(which deletes what is in {folder})"
-            )
-        if old["finished"]:
-            _remove_checkpoints(folder)
-            print(
-                f"{folder} is finished already, with these settings and inputs; --fresh starts over"
-            )
-        return None if old["finished"] else (time.time(), time.process_time())
+        _refuse_differences(folder, old, new, inputs)
+        if not old["finished"]:
+            return clock
+        _remove_checkpoints(folder)
+        print(f"{folder} is finished already, with these settings and inputs; --fresh starts over")
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     _write_record(folder, new)
-    return time.time(), time.process_time()
+    return clock
+
+
+def _refuse_differences(folder, old, new, inputs):
+    """InputError that names each setting and input in which the folder was made differently."""
+    differences = _differences(old["settings"], new["settings"])
+    for name in {**old["inputs"], **new["inputs"]}:
+        if old["inputs"].get(name) != new["inputs"].get(name):
+            differences.append(f"input {name} ({inputs.get(name, 'not used now')}) has changed")
+    if differences:
+        begun = "made" if old["finished"] else "begun"
+        raise InputError(
+            f"{folder} was {begun} differently: {'; '.join(differences)}; run it as it was, or "
+            f"start over with --fresh (which deletes what is in {folder})"
+        )
 
 
 def finish_stage(folder, results, started):
@@ -335,25 +186,25 @@ def newest_reward_models(out, rounds=None, axes=AXES):
     InputError naming the command that makes it where an axis has no reward model.
     """
     if rounds is None:
-        finished = (
-            path
-            for path in out.glob("rlhf-v*")
-            if re.fullmatch(r"\d+|4-ppo", path.name[6:]) and is_finished(path)
-        )
-        rounds = sorted(
-            finished, key=lambda path: (int(path.name[6:].removesuffix("-ppo")), path.name)
-        )
-    found = {}
+        rounds = _finished_rounds(out)
+    newest = {}
     for axis in axes:
-        refreshed = [
-            path / f"reward-{axis}"
-            for path in rounds
-            if (path / f"reward-{axis}" / "reward_head.pth").exists()
-        ]
-        found[axis] = (
-            refreshed[-1] if refreshed else require(out / f"reward-{axis}", "python reward.py")
-        )
-    return found
+        for folder in rounds:
+            if (folder / f"reward-{axis}" / "reward_head.pth").exists():
+                newest[axis] = folder / f"reward-{axis}"
+        if axis not in newest:
+            newest[axis] = require(out / f"reward-{axis}", "python reward.py")
+    return newest
+
+
+def _finished_rounds(out):
+    """The folders of finished rounds in OUT and of V4-PPO, in their order; no controls."""
+    rounds = []
+    for path in out.glob("rlhf-v*"):
+        match = re.fullmatch(r"rlhf-v(\d+)|rlhf-v(4)-ppo", path.name)
+        if match and is_finished(path):
+            rounds.append((int(match[1] or match[2]), path.name, path))
+    return [path for _, _, path in sorted(rounds)]
 
 
 def check_same_prompts(rounds, file, max_prompts):
@@ -362,10 +213,10 @@ def check_same_prompts(rounds, file, max_prompts):
     """
     for folder in rounds:
         record = _read_record(folder, strict=False)
-        if record and (record["inputs"]["prompts"], record["settings"]["max_prompts"]) != (
-            fingerprint(file),
-            max_prompts,
-        ):
+        if not record:
+            continue
+        same_file = record["inputs"]["prompts"] == fingerprint(file)
+        if not same_file or record["settings"]["max_prompts"] != max_prompts:
             raise InputError(
                 f"{folder} was made from other prompts; the pool joins answers to the same ones:"
                 " give the same --prompts and --max-prompts, or --pool last"
@@ -383,15 +234,7 @@ def fingerprint(path):
         digest = hashlib.sha256()
         for file in sorted(path.rglob("*")):
             name = file.relative_to(path)
-            if (
-                file.is_file()
-                and not any(part.startswith(".") for part in name.parts)
-                and not (
-                    file.name in (RECORD, "metrics.jsonl")
-                    or file.suffix == ".tmp"
-                    or file.match(CHECKPOINTS)
-                )
-            ):
+            if file.is_file() and not _is_passed_over(name):
                 digest.update(f"{name.as_posix()} {fingerprint(file)}\n".encode())
         return digest.hexdigest()
     if not path.is_file():
@@ -403,15 +246,21 @@ def fingerprint(path):
     return digest.hexdigest()
 
 
+def _is_passed_over(name):
+    """Whether `fingerprint` leaves out this file (its path inside the folder)."""
+    hidden = any(part.startswith(".") for part in name.parts)
+    log = name.name in (RECORD, "metrics.jsonl")
+    return hidden or log or name.suffix == ".tmp" or name.match(CHECKPOINTS)
+
+
 def _read_record(folder, strict=True):
     """The record; None for an empty or missing folder. InputError (None if not strict) where the
     folder is not ours.
     """
+    keys = {"settings", "inputs", "finished"}
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
-        if isinstance(record, dict) and (
-            record.get("clearing") or {"settings", "inputs", "finished"} <= record.keys()
-        ):
+        if isinstance(record, dict) and (record.get("clearing") or keys <= record.keys()):
             return record
         reason = f"its {RECORD} was not written by a stage"
     except FileNotFoundError:

@@ -18,7 +18,7 @@ import torch
 
 import runtime
 from data.errors import InputError
-from runtime.stage import field_comments
+from runtime.settings import field_comments
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Settings:
     # to begin with
     preset: str = "toy"
     out: Path = Path("out")  # where it goes
-    learning_rate: float = 5e-3  # §3.1: 2e-5 for 7B;
-    # 100 % our choice
+    # §3.1: 2e-5 for 7B;
+    learning_rate: float = 5e-3  # 100 % our choice
     max_steps: int | None = None
     # above
     temperatures: tuple[float, ...] = (0.6, 1.0)  # and beside

@@ -63,8 +63,8 @@ BUGS = [
     Bug(
         "the world's mark forgets the annotator",
         "data.toy:world_hash",
-        "judge = [RULES, NOISE, RATING_CUTS, TIE]",
-        "judge = []",
+        'judge = [RULES.split(), NOISE, RATING_CUTS, TIE]',
+        'judge = []',
         "test_experiments::test_load_result_refuses_to_mix",
     ),
     Bug(

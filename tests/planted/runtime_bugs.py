@@ -55,8 +55,8 @@ BUGS = [
     Bug(
         "the first reward models for ever",
         "runtime.stage:newest_reward_models",
-        "refreshed[-1] if refreshed else",
-        "",
+        'reward_head.pth").exists():',
+        'reward_head.pth").exists() and axis not in newest:',
         "test_reward_data::test_newest_reward_models",
     ),
     Bug(
@@ -75,9 +75,9 @@ BUGS = [
     ),
     Bug(
         "versions sorted as words",
-        "runtime.stage:newest_reward_models",
-        '(int(path.name[6:].removesuffix("-ppo")), path.name)',
-        "path.name",
+        "runtime.stage:_finished_rounds",
+        '(int(match[1] or match[2]), path.name, path)',
+        '(0, path.name, path)',
         "test_reward_data::test_newest_reward_models",
     ),
     Bug(
