@@ -115,9 +115,9 @@ class Pair:
     def to_json(self) -> dict:
         row = self.prompt.to_json()
         row |= {"chosen": self.chosen, "rejected": self.rejected}
-        row |= _known(self, "rating", "chosen_is_safe", "rejected_is_safe")
-        row |= _known(self, "chosen_ids", "rejected_ids", "tokenizer", "temperatures")
-        row |= _known(self, "version", "axis", "right")
+        row |= _known(self, "rating", "right", "chosen_ids", "rejected_ids", "tokenizer")
+        row |= _known(self, "temperatures", "axis", "version")
+        row |= _known(self, "chosen_is_safe", "rejected_is_safe")
         if self.extra:
             row["extra"] = True
         return row
@@ -127,7 +127,7 @@ class Pair:
 class Dialog:
     """A dialog that ends with an answer: what is fine-tuned on.
 
-    JSON: {"messages", "train_on", "is_safety", "answer_ids"?, "tokenizer"?} and `about`.
+    JSON: {"messages", "train_on"?, "is_safety", "answer_ids"?, "tokenizer"?} and `about`.
     """
 
     messages: list[Message]
@@ -139,11 +139,10 @@ class Dialog:
     where: str = ""  # "FILE, line N"; not in the JSON
 
     def to_json(self) -> dict:
-        row = {
-            "messages": self.messages,
-            "train_on": self.train_on,
-            "is_safety": self.is_safety,
-        }
+        row = {"messages": self.messages}
+        if self.train_on != "all":
+            row["train_on"] = self.train_on
+        row["is_safety"] = self.is_safety
         return row | _known(self, "answer_ids", "tokenizer") | (self.about or {})
 
 
