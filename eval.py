@@ -3,7 +3,7 @@
 The paper: win rates against a baseline, ties shown, with 95 % intervals; violations, the share of
 unsafe answers (§4.4); false refusals on borderline prompts (A.4.3); reward models by accuracy
 (Table 8) and calibration (Fig. 29).
-Ours: the judge is the toy world's annotator without its noise (`python -m data.toy --rules`).
+Ours: the judge is the toy world's annotator without its noise (`python -m data.world --rules`).
 Intervals are clustered by item, since two wordings of one question are not two independent tests.
 
     python eval.py                            every model in out/ on the test prompts, and
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import InputError, Tokenizer, pad, read_prompts, toy, write_jsonl
+from data import InputError, Tokenizer, pad, read_prompts, world, write_jsonl
 from data.chat import encode_turn
 from model import KVCache, Transformer, sample_top_p
 from reward import AXES, RewardModel, encode_answer, load_reward_model
@@ -174,7 +174,7 @@ class WinRate(NamedTuple):
 
 
 def win_rate(
-    scores: list[float], baseline: list[float], clusters: list | None = None, tie: float = toy.TIE
+    scores: list[float], baseline: list[float], clusters: list | None = None, tie: float = world.TIE
 ) -> WinRate:
     """Share of pairs that the first wins; differences up to `tie` are ties and count half.
 
@@ -200,13 +200,13 @@ def judge(prompts: list[dict], rows: list[dict]) -> list[dict]:
     """
     for row in rows:
         prompt, answer = prompts[row["index"]], row["answer"]
-        row["helpfulness"] = toy.helpfulness(prompt, answer)
-        row["safety"] = toy.safety(prompt, answer)
-        row["content"] = toy.content(prompt, answer)
+        row["helpfulness"] = world.helpfulness(prompt, answer)
+        row["safety"] = world.safety(prompt, answer)
+        row["content"] = world.content(prompt, answer)
         row["right"] = row["content"] == 1
-        row["is_safe"] = toy.is_safe(prompt, answer)
-        row["complies"] = toy.complies(prompt, answer)
-        row["refuses"] = toy.refuses(prompt, answer)
+        row["is_safe"] = world.is_safe(prompt, answer)
+        row["complies"] = world.complies(prompt, answer)
+        row["refuses"] = world.refuses(prompt, answer)
     return rows
 
 
@@ -221,7 +221,7 @@ def axis_of(prompt: dict) -> str:
 
 
 def compare(
-    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = toy.TIE
+    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = world.TIE
 ) -> dict[str, WinRate]:
     """{"helpfulness": on the ordinary and borderline prompts, "safety": on the unsafe ones} of
     judged rows.
@@ -335,7 +335,7 @@ def verdict(difference: Interval) -> str:
 
 
 def compare_families(
-    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = toy.TIE
+    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = world.TIE
 ) -> dict[str, FamilyResult]:
     """`FamilyResult` of judged rows per family; the intervals of the differences hold for all
     families together.
@@ -548,7 +548,7 @@ def evaluate_on_dev(label: str, model: Transformer, tokenizer: Tokenizer) -> dic
         the means of `summary` at temperature 1, and of each of CONTENT on harmless prompts at the
         other temperatures, under names such as "content, greedy".
     """
-    prompts = read_prompts(toy.ensure() / "prompts-dev.jsonl")
+    prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
     means = {
         name: value.mean
         for name, value in summary(prompts, evaluate(model, tokenizer, prompts)).items()
@@ -653,7 +653,7 @@ def adherence(
     each split. A first or last word and a style must stand in all answers of a turn.
 
     Args:
-        constraints: one dialog's constraints each (`toy.constraint`).
+        constraints: one dialog's constraints each (`world.constraint`).
         instruct: the instruction stands in the first user message only, or in every one (the
             control).
         split: of the questions. short: the chance of a constraint's short form. temperature: .7,
@@ -674,7 +674,7 @@ def adherence(
         probes = {}  # constraints that have to be asked for
         for i in batch:
             rng = random.Random(f"adherence {seed} {i}")
-            instructions[i] = toy.instruction(rng, constraints[i], short) + " "
+            instructions[i] = world.instruction(rng, constraints[i], short) + " "
             probes[i] = [c for c in constraints[i] if c["kind"] in PROBED]
         most_probes = max(len(probes[i]) for i in batch)
         cache = KVCache(model.args, len(batch), model.args.max_seq_len, device)
@@ -743,7 +743,7 @@ def _judge_answer(
     obeys = []
     for constraint in constraints:
         is_shown = constraint is probe or constraint["kind"] not in PROBED
-        obeys.append(not is_shown or toy.obeys(prompt, answer, constraint))
+        obeys.append(not is_shown or world.obeys(prompt, answer, constraint))
     return obeys
 
 
@@ -760,9 +760,9 @@ def ask_about(rng: random.Random, split: str, probe: dict | None) -> dict:
     """A prompt that asks for what the constraint sets; no constraint: any question that asks for
     neither name nor hobby.
     """
-    while (prompt := toy.ask(rng, split, PROBED[probe["kind"]] if probe else None))[
+    while (prompt := world.ask(rng, split, PROBED[probe["kind"]] if probe else None))[
         "family"
-    ] in toy.PROBES and not probe:
+    ] in world.PROBES and not probe:
         pass
     return prompt
 
@@ -804,7 +804,9 @@ def cached_adherence(
     mark = made_by(folder, dialogs, seed)
     rows = kept_rows(path, mark)
     if len(rows) != dialogs * len(TURNS):
-        constraints = [toy.sample_constraints(random.Random(f"report {i}")) for i in range(dialogs)]
+        constraints = []
+        for i in range(dialogs):
+            constraints.append(world.sample_constraints(random.Random(f"report {i}")))
         found = adherence(
             *load_model(folder, device), constraints, turns=max(TURNS), measure=TURNS, seed=seed
         )
@@ -852,8 +854,8 @@ def load_judges(
         InputError: there is no such judge.
     """
     found = {}
-    if all(map(toy.knows, prompts)):
-        found["annotator"] = JudgedBy(partial(judge, prompts), toy.TIE)
+    if all(map(world.knows, prompts)):
+        found["annotator"] = JudgedBy(partial(judge, prompts), world.TIE)
     elif first == "annotator":
         raise InputError(
             "the annotator knows the toy world's prompts only; --judge reward or human"
@@ -919,7 +921,7 @@ def read_reference(path: Path) -> dict[str, dict[str, float]]:
     if not path.exists():
         return {}
     content = json.loads(path.read_text())
-    if content["mark"]["world"] != toy.world_hash():
+    if content["mark"]["world"] != world.world_hash():
         print(f"{path} is of another toy world: this run is not compared with it")
         return {}
     return content["result"]
@@ -1039,7 +1041,7 @@ def main(argv: list[str] | None = None) -> None:
     set_threads(s.threads)
     set_seed(s.seed)
     device, folder = choose_device(s.device), s.out / "eval"
-    file = Path(s.prompts) if s.prompts else toy.ensure() / f"prompts-{s.split}.jsonl"
+    file = Path(s.prompts) if s.prompts else world.ensure() / f"prompts-{s.split}.jsonl"
     prompts = [
         {"family": "all", "item": str(i)} | prompt for i, prompt in enumerate(read_prompts(file))
     ]
@@ -1160,9 +1162,9 @@ def main(argv: list[str] | None = None) -> None:
         and newest != "sft"
         and not any(row["prompt"][0]["role"] == "system" for row in prompts)
     ):
-        told = {name: answer(name, toy.words.ORDINARY_SYSTEM) for name in ("sft", newest)}
+        told = {name: answer(name, world.words.ORDINARY_SYSTEM) for name in ("sft", newest)}
         metrics["system_prompt"] = {
-            "text": toy.words.ORDINARY_SYSTEM,
+            "text": world.words.ORDINARY_SYSTEM,
             **{
                 which: {
                     "wins": compare(prompts, rows[newest], rows["sft"]),

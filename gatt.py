@@ -35,7 +35,7 @@ from typing import Literal
 
 import torch
 
-from data import InputError, Tokenizer, has_tag, read_jsonl, read_sft, toy, write_jsonl
+from data import InputError, Tokenizer, has_tag, read_jsonl, read_sft, world, write_jsonl
 from data.chat import Dialog, encode_dialog, encode_prompt, encode_turn
 from data.jsonl import need
 from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate_on_dev
@@ -181,10 +181,10 @@ def toy_constraints() -> tuple[dict, ...]:
 
     The few famous names stand among them so often that half of the figures are such.
     """
-    famous = [toy.constraint("figure", name) for name in toy.words.FIGURES]
-    made_up = len(toy.made_up_words("train"))
+    famous = [world.constraint("figure", name) for name in world.words.FIGURES]
+    made_up = len(world.made_up_words("train"))
     copies = made_up // len(famous) - 1  # one more is in the training constraints already
-    return (*toy.constraints("train"), *famous * copies)
+    return (*world.constraints("train"), *famous * copies)
 
 
 def instruct(
@@ -296,10 +296,10 @@ def toy_dialogs(s: Settings, ordinary: list[dict]) -> list[dict]:
         dialogs.append(
             {
                 "messages": messages,
-                "instruction": toy.instruction(rng, constraints, s.short),
+                "instruction": world.instruction(rng, constraints, s.short),
                 "constraints": constraints,
                 "is_safety": last["is_safety"],
-                "prompt": toy.under(last, constraints),
+                "prompt": world.under(last, constraints),
             }
         )
     return dialogs
@@ -329,7 +329,7 @@ def read_dialogs(s: Settings) -> list[dict]:
         dialogs.append(
             {
                 "messages": row["messages"][: last_user + 1],
-                "instruction": toy.instruction(rng, constraints, s.short),
+                "instruction": world.instruction(rng, constraints, s.short),
                 "constraints": constraints,
                 "is_safety": row.get("is_safety", False),
                 "where": row["where"],
@@ -405,18 +405,18 @@ def obeys_exactly(prompt: dict, answer: str, constraints: list[dict]) -> bool:
     """The toy world's check: the markers stand at the very start and end, and a name or hobby that
     is asked for is there.
 
-    It filters what is trained on. `eval.adherence` measures by `toy.obeys` (the same names and
+    It filters what is trained on. `eval.adherence` measures by `world.obeys` (the same names and
     hobbies, markers up to 16 characters away) on other questions, but for those about names and
     hobbies: they are the same few wordings in each split.
     """
-    start, end = toy.markers(constraints)
+    start, end = world.markers(constraints)
     if not answer.startswith(start):
         return False
     if not answer.endswith(end):
         return False
     for constraint in constraints:
         is_asked = PROBED.get(constraint["kind"]) == prompt["family"]
-        if is_asked and not toy.obeys(prompt, answer, constraint):
+        if is_asked and not world.obeys(prompt, answer, constraint):
             return False
     return True
 
@@ -475,7 +475,7 @@ def _ordinary_prompts(s: Settings, dialogs: list[dict]) -> list[dict]:
     count = max(s.replay, 50)
     if s.data == "toy":
         rng = random.Random(f"gatt ordinary {s.seed}")
-        return [toy.ask(rng) for _ in range(count)]
+        return [world.ask(rng) for _ in range(count)]
     prompts = []
     for dialog in dialogs[:count]:
         prompts.append({"prompt": dialog["messages"], "is_safety": dialog["is_safety"]})
@@ -642,7 +642,7 @@ def _print_mask(tokenizer: Tokenizer, ids: list[int], loss_mask: list[bool]) -> 
 def _show(model: Transformer, tokenizer: Tokenizer, s: Settings) -> None:
     """`show_steps` on dialogs as the stage would make them, written nowhere."""
     if s.data == "toy":
-        prompts = [toy.ask(random.Random(i)) for i in range(40)]
+        prompts = [world.ask(random.Random(i)) for i in range(40)]
         dialogs = toy_dialogs(s, sample_ordinary(model, tokenizer, prompts, s))
     else:
         dialogs = read_dialogs(s)
@@ -747,7 +747,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = s.out / "gatt"
     newest = _newest_model(s)
     reward_models = _reward_models(s)
-    toy.ensure()
+    world.ensure()
     model, tokenizer = load_model(newest, device)
     if s.show:
         _show(model, tokenizer, s)

@@ -45,7 +45,7 @@ from data import (
     micro_batches,
     pad,
     read_prompts,
-    toy,
+    world,
     write_jsonl,
 )
 from data.annotators import check_annotator
@@ -711,12 +711,12 @@ def _read_prompts(settings: Settings) -> tuple[Path, list[dict], list[dict]]:
     if not settings.prompts:
         raise InputError(f"--preset {settings.preset} needs prompts: --prompts FILE.jsonl")
     if settings.prompts == "toy":
-        file = toy.ensure() / "prompts-train.jsonl"
+        file = world.ensure() / "prompts-train.jsonl"
     else:
         file = Path(settings.prompts)
     prompts = read_prompts(file)[: settings.max_prompts or None]
     if settings.prompts == "toy":
-        return file, prompts, read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+        return file, prompts, read_prompts(world.FOLDER / "prompts-dev.jsonl")
     shuffled = random.Random(f"{settings.seed} held-out").sample(prompts, len(prompts))
     count = max(1, len(shuffled) // 10)
     count = min(256, count)

@@ -34,7 +34,7 @@ from data import (
     read_preferences,
     read_prompts,
     read_sft,
-    toy,
+    world,
     write_jsonl,
 )
 from data.annotators import NotAnnotated, check_annotator
@@ -671,7 +671,7 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     reward_models = newest_reward_models(settings.out, lineage.refreshed)
     prompts_file = Path(settings.prompts)
     if settings.prompts == "toy":
-        prompts_file = toy.ensure() / "prompts-train.jsonl"
+        prompts_file = world.ensure() / "prompts-train.jsonl"
 
     inputs = {"model": lineage.newest, "prompts": prompts_file, **reward_models}
     mix = []
@@ -691,7 +691,7 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     prompts = train_prompts[: settings.max_prompts or None]
     probe = prompts
     if settings.prompts == "toy":
-        probe = read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+        probe = read_prompts(world.FOLDER / "prompts-dev.jsonl")
     model, tokenizer = load_model(lineage.newest, device)
     # encoded now: a mistake in the mix is told before hours of sampling
     mix = encode_rows(tokenizer, mix, model.args.max_seq_len)

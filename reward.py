@@ -38,7 +38,7 @@ from data import (
     plan_steps,
     preferences,
     read_prompts,
-    toy,
+    world,
     write_jsonl,
 )
 from data.annotators import ANNOTATORS, check_annotator
@@ -621,8 +621,8 @@ def report(
     ratings = [row.get("rating") for row in rows]
     chosen, rejected = score_pairs(model, tokenizer, rows)
     table = {"reward model": accuracy_by_rating(chosen, rejected, ratings)}
-    if all(map(toy.knows, rows)):
-        rule = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis]
+    if all(map(world.knows, rows)):
+        rule = {"helpfulness": world.helpfulness, "safety": world.safety}[axis]
         chosen = torch.tensor([rule(row, row["chosen"]) for row in rows])  # (pairs)
         rejected = torch.tensor([rule(row, row["rejected"]) for row in rows])  # (pairs)
         table["annotator"] = accuracy_by_rating(chosen, rejected, ratings)
@@ -781,8 +781,8 @@ def _find_prompts(settings: Settings) -> tuple[Path, Path | None]:
     """Prompts to learn from, and others to hold out, if there are any."""
     if settings.prompts != "toy":
         return Path(settings.prompts), None
-    toy.ensure()
-    return toy.FOLDER / "prompts-train.jsonl", toy.FOLDER / "prompts-dev.jsonl"
+    world.ensure()
+    return world.FOLDER / "prompts-train.jsonl", world.FOLDER / "prompts-dev.jsonl"
 
 
 def _find_extra(settings: Settings) -> str:
@@ -793,7 +793,7 @@ def _find_extra(settings: Settings) -> str:
         return settings.extra
     if settings.data or settings.prompts != "toy":
         return ""
-    return str(toy.FOLDER / "pairs-written.jsonl")
+    return str(world.FOLDER / "pairs-written.jsonl")
 
 
 def _inputs(settings: Settings, init: Path, prompts: Path, extra: str) -> dict[str, Path]:
@@ -829,7 +829,7 @@ def _load_start(
     """The policy that answers, and whose body the reward model starts from."""
     if settings.init != "none":
         return load_model(init, device)
-    tokenizer = Tokenizer(toy.TOKENIZER)
+    tokenizer = Tokenizer(world.TOKENIZER)
     size = replace(SIZES[settings.preset], vocab_size=tokenizer.vocab_size)
     policy = Transformer(size)
     policy.init_weights(settings.seed)

@@ -34,7 +34,7 @@ from data import (
     pad,
     plan_steps,
     read_sft,
-    toy,
+    world,
 )
 from data.chat import Dialog, sampled_ids
 from data.errors import InputError
@@ -406,12 +406,12 @@ def _check(settings: Settings) -> None:
 def _data_files(settings: Settings) -> tuple[Path, Path | None]:
     """The file of demonstrations, and that of the held-out loss (None: there is none)."""
     if "toy" in (settings.data, settings.dev_data):
-        toy.ensure()
-    data = toy.FOLDER / "sft.jsonl" if settings.data == "toy" else Path(settings.data)
+        world.ensure()
+    data = world.FOLDER / "sft.jsonl" if settings.data == "toy" else Path(settings.data)
     if settings.dev_data == "none":
         return data, None
     if settings.dev_data == "toy":
-        return data, toy.FOLDER / "sft-dev.jsonl"
+        return data, world.FOLDER / "sft-dev.jsonl"
     return data, Path(settings.dev_data)
 
 
@@ -443,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {"data": data_file}
     rows = read_sft(data_file)
     if settings.init == "none":
-        tokenizer = Tokenizer(toy.TOKENIZER)
+        tokenizer = Tokenizer(world.TOKENIZER)
         args = replace(llama.PRESETS[settings.preset], vocab_size=tokenizer.vocab_size)
         model = llama.Transformer(args)
         model.init_weights(settings.seed)

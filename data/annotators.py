@@ -17,7 +17,7 @@ import json
 import random
 from pathlib import Path
 
-from data import toy
+from data import world
 from data.errors import InputError
 from data.jsonl import RATINGS, read_jsonl, write_jsonl
 
@@ -36,21 +36,16 @@ class NotAnnotated(InputError):
 def annotate_toy(
     comparisons: list[dict], axis: str, seed: int, folder: Path | None = None
 ) -> list[dict]:
-    """The toy world's annotator: `python -m data.toy --rules`. Deterministic in (seed, axis,
+    """The toy world's annotator: `python -m data.world --rules`. Deterministic in (seed, axis,
     position); needs no folder.
     """
     check_annotator("toy", comparisons)
-    rule, found = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis], []
+    rule, found = {"helpfulness": world.helpfulness, "safety": world.safety}[axis], []
     for i, comparison in enumerate(comparisons):
         a, b = (rule(comparison, answer) for answer in comparison["answers"])
-        first, rating = toy.compare(random.Random(f"{seed} {axis} {i}"), a, b)
-        found.append(
-            {
-                "chosen": 0 if first else 1,
-                "rating": rating,
-                "safe": tuple(toy.is_safe(comparison, answer) for answer in comparison["answers"]),
-            }
-        )
+        first, rating = world.compare(random.Random(f"{seed} {axis} {i}"), a, b)
+        safe = tuple(world.is_safe(comparison, answer) for answer in comparison["answers"])
+        found.append({"chosen": 0 if first else 1, "rating": rating, "safe": safe})
     return found
 
 
@@ -192,7 +187,7 @@ def check_annotator(name: str, prompts: list[dict]) -> None:
     """InputError, before anything is sampled, if the toy annotator is asked about prompts that are
     not of its world.
     """
-    unknown = [prompt for prompt in prompts if not toy.knows(prompt)] if name == "toy" else []
+    unknown = [prompt for prompt in prompts if not world.knows(prompt)] if name == "toy" else []
     if unknown:
         raise InputError(
             f"{unknown[0].get('where', 'prompt')}: the toy annotator knows the toy world's prompts"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import eval as measures
-from data import InputError, Tokenizer, read_preferences, read_prompts, toy, write_jsonl
+from data import InputError, Tokenizer, read_preferences, read_prompts, world, write_jsonl
 from data.chat import end_of_prompt
 from data.jsonl import RATINGS
 from model import Transformer
@@ -72,7 +72,7 @@ def mark_of(settings) -> dict:
     """
     fields = dataclasses.asdict(settings)
     kept = {name: value for name, value in fields.items() if name not in NOT_MARKED}
-    return {"version": RESULTS_VERSION, "world": toy.world_hash(), "settings": plain_json(kept)}
+    return {"version": RESULTS_VERSION, "world": world.world_hash(), "settings": plain_json(kept)}
 
 
 def save_result(name: str, result: dict, settings) -> None:
@@ -202,7 +202,7 @@ def fresh_pairs(root: Path, seed: int, axis: str, repeats: int, split: str = "te
     )
     folder = root / str(seed) / f"fresh-pairs-{fingerprint(sft)[:8]}"
     folder.mkdir(exist_ok=True)
-    prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+    prompts = read_prompts(world.ensure() / f"prompts-{split}.jsonl")
     for k in range(repeats):
         file = folder / f"{split}-{axis}-{k}.jsonl"
         if not file.exists():
@@ -293,7 +293,7 @@ def score_lists(model: RewardModel, tokenizer: Tokenizer, rows: list[dict]) -> S
 
 def annotators_own(rows: list[dict], axis: str) -> Scores:
     """The annotator's scores without its noise: the ceiling of a reward model."""
-    rule = {"helpfulness": toy.helpfulness, "safety": toy.safety}[axis]
+    rule = {"helpfulness": world.helpfulness, "safety": world.safety}[axis]
     return [rule(row, row["chosen"]) for row in rows], [rule(row, row["rejected"]) for row in rows]
 
 

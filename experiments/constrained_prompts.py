@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 import rejection_sampling
-from data import InputError, read_prompts, read_sft, toy, write_jsonl
+from data import InputError, read_prompts, read_sft, world, write_jsonl
 from experiments.common import judges_of, load_result, print_claims, save_result, side_by_side
 from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
 from gatt import instruct, keep_answers, sampling_prompt
@@ -86,10 +86,10 @@ def constrained_dialog(rng: random.Random, turns: int) -> dict:
     The earlier answers are demonstrations that obey. A name or hobby that holds is asked for in
     half of the turns.
     """
-    found, messages = toy.sample_constraints(rng), []
+    found, messages = world.sample_constraints(rng), []
     hidden = [c for c in found if c["kind"] in measures.PROBED]
     for turn in range(turns):
-        prompt = toy.under(
+        prompt = world.under(
             measures.ask_about(
                 rng, "train", rng.choice(hidden) if hidden and rng.random() < 0.5 else None
             ),
@@ -98,11 +98,13 @@ def constrained_dialog(rng: random.Random, turns: int) -> dict:
         messages += prompt["prompt"]
         if turn < turns - 1:
             # others get names and hobbies wrong
-            writer = "good" if prompt["family"] in toy.PROBES else None
-            messages.append(toy.assistant(toy.obey(toy.write_answer(rng, prompt, writer), found)))
+            writer = "good" if prompt["family"] in world.PROBES else None
+            messages.append(
+                world.assistant(world.obey(world.write_answer(rng, prompt, writer), found))
+            )
     return {
         "messages": messages,
-        "instruction": toy.instruction(rng, found),
+        "instruction": world.instruction(rng, found),
         "constraints": found,
         "is_safety": prompt["is_safety"],
         "prompt": prompt,
@@ -136,7 +138,7 @@ def write_prompts(root: Path, made: Path, seed: int) -> None:
     """
     ordinary = [
         {k: v for k, v in prompt.items() if k != "where"}
-        for prompt in read_prompts(toy.FOLDER / "prompts-train.jsonl")
+        for prompt in read_prompts(world.FOLDER / "prompts-train.jsonl")
     ]
     ghosts = ghost_prompts(root / "gatt" / "dialogs.jsonl")
     random.Random(seed).shuffle(ghosts)
@@ -176,7 +178,7 @@ def train_rounds(folder: Path, seed: int, dialogs: int = 250) -> None:
                     {
                         "messages": [
                             *instruct(found[i]["messages"], found[i]["instruction"]),
-                            toy.assistant(row["answer"]),
+                            world.assistant(row["answer"]),
                         ],
                         "train_on": "last",
                         "is_safety": False,
@@ -282,7 +284,7 @@ def measure(root: Path, made: Path, s: Settings, seed: int) -> dict:
     """Adherence, helpfulness and safety of every model, and win rates over that of the default
     pipeline.
     """
-    prompts, table, answers = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl"), {}, {}
+    prompts, table, answers = read_prompts(world.ensure() / f"prompts-{s.split}.jsonl"), {}, {}
     for name, (folder, controls) in measured(root, made).items():
         if not is_finished(folder):
             continue
@@ -328,7 +330,7 @@ def main() -> None:
     # 1. the arms
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     folders = {seed: (s.out / str(seed), s.out / f"{seed}-constrained") for seed in s.seeds}
     if s.train_rounds:
         for seed, (_, made) in folders.items():

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import model as llama
-from data import read_sft, toy
+from data import read_sft, world
 from experiments.common import (
     RESULTS,
     accuracy,
@@ -65,7 +65,7 @@ def sft_of_size(root: Path, seed: int, size: str, max_rows: int) -> Path:
     toy_args, s = llama.PRESETS["toy"], SFTSettings()
     if (dim, n_layers) == (toy_args.dim, toy_args.n_layers):
         return root / str(seed) / "sft"
-    folder, data = root / str(seed) / f"sft-{size}", toy.ensure() / "sft.jsonl"
+    folder, data = root / str(seed) / f"sft-{size}", world.ensure() / "sft.jsonl"
     if started := open_stage(folder, {"seed": seed, "max_rows": max_rows}, {"data": data}):
         _, tokenizer = load_model(root / str(seed) / "sft")
         model = llama.Transformer(

@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import encode_dialog, toy
+from data import encode_dialog, world
 from data.chat import Dialog, encode_turn
 from experiments.common import RESULTS, draw_panels, print_claims, save_result
 from gatt import instruct
@@ -110,8 +110,8 @@ def make_dialog(
     where the instruction stands.
     """
     rng = random.Random(f"figure 10 {seed} {number}")
-    kind, word = rng.choice(["first word", "last word"]), rng.choice(toy.made_up_words("test"))
-    instruction = toy.constraint(kind, word)["long"]
+    kind, word = rng.choice(["first word", "last word"]), rng.choice(world.made_up_words("test"))
+    instruction = world.constraint(kind, word)["long"]
     questions = [measures.ask_about(rng, "test", None)["prompt"] for _ in range(s.turns)]
     rows = sample_answers(
         model,

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import RESULTS, load_result, print_claims, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, require, run, set_threads
 
@@ -75,7 +75,7 @@ def best_temperature(folder: Path, temperatures: tuple[float, ...], seed: int) -
     """The temperature with the highest mean of helpfulness and safety on dev prompts, by the
     annotator.
     """
-    dev, table = read_prompts(toy.FOLDER / "prompts-dev.jsonl"), {}
+    dev, table = read_prompts(world.FOLDER / "prompts-dev.jsonl"), {}
     for temperature in temperatures:
         rows = measures.evaluate(
             *load_model(folder), dev, seed=seed, samples=2, temperature=temperature
@@ -87,7 +87,7 @@ def best_temperature(folder: Path, temperatures: tuple[float, ...], seed: int) -
 
 def measure(root: Path, s: Settings, seed: int) -> dict:
     """One seed: summaries, scores by family, win rates of PAIRS, what PPO's own record says."""
-    prompts = read_prompts(toy.FOLDER / "prompts-test.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-test.jsonl")
     judged = {
         label: measures.evaluate(*load_model(root / name), prompts, seed=seed, samples=s.samples)
         for name, label in NAMES.items()
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. PPO, V5 and the controls, seed by seed
     s = parse_settings(Settings, __doc__, argv=argv)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     result = load_result("figure11_ppo", s)  # refuses before hours of training, not after
     for seed in s.seeds:
         require(s.out / str(seed) / "rlhf-v4", f"python experiments/reference.py --seeds {seed}")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import RESULTS, draw_panels, judges_of, save_result, versions
 from reward import AXES
 from runtime import load_model, parse_settings, run, sample_answers, set_threads
@@ -96,7 +96,7 @@ def draw(result: dict) -> None:
 def main() -> None:
     s, result = parse_settings(Settings, __doc__), {}
     set_threads(1)
-    prompts = read_prompts(toy.ensure() / "prompts-test.jsonl")
+    prompts = read_prompts(world.ensure() / "prompts-test.jsonl")
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s.samples, seed)
         save_result("figure20", result, s)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import RESULTS, draw_panels, save_result, side_by_side
 from reward import AXES
 from runtime import load_model, parse_settings, report, require, run, set_threads
@@ -137,7 +137,7 @@ def main() -> None:
     side_by_side(jobs, s.out, s.at_once)
 
     # 2. by family: each seed, then over seeds
-    prompts, result = read_prompts(toy.ensure() / "prompts-test.jsonl"), {}
+    prompts, result = read_prompts(world.ensure() / "prompts-test.jsonl"), {}
     for seed in s.seeds:
         found = answers(s.out / str(seed), s, seed, prompts)
         result[str(seed)] = {

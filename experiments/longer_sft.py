@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import (
     RESULTS,
     draw_panels,
@@ -100,7 +100,7 @@ def asked(
         )
         prompts.append(
             question | {
-                "prompt": instruct(question["prompt"], toy.instruction(rng, found, short=0.5))
+                "prompt": instruct(question["prompt"], world.instruction(rng, found, short=0.5))
             }
         )
     answers = [
@@ -108,7 +108,7 @@ def asked(
         for row in sample_answers(model, tokenizer, prompts, key=(seed, "asked"), temperature=0.7)
     ]
     keeps = [
-        all(toy.obeys(prompt, answer, c) for c in found)
+        all(world.obeys(prompt, answer, c) for c in found)
         for prompt, answer, found in zip(prompts, answers, constraints, strict=True)
     ]
     blends = [
@@ -125,7 +125,7 @@ def compared(roots: dict[str, Path], split: str, **sampling) -> dict:
     """Root -> model -> summary, and win rates over its own SFT and over the default's model; the
     first root is the default's.
     """
-    prompts, table, answers = read_prompts(toy.ensure() / f"prompts-{split}.jsonl"), {}, {}
+    prompts, table, answers = read_prompts(world.ensure() / f"prompts-{split}.jsonl"), {}, {}
     for root, folder in roots.items():
         table[root], answers[root] = {}, {}
         for name, stage in STAGES.items():
@@ -229,7 +229,7 @@ def main() -> None:
     # 1. the same pipeline after twice as long an SFT
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     load_result("longer_sft", s)  # refuses before hours of training, not after
     roots = {
         seed: {"default": s.out / str(seed), "two passes": s.out / f"{seed}-two-passes"}

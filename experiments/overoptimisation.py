@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import (
     RESULTS,
     best_of_n,
@@ -106,7 +106,7 @@ def claims(found: dict, sizes: list[int]) -> dict[str, list[float]]:
 def main() -> None:
     s, result = parse_settings(Settings, __doc__), {}
     set_threads(1)
-    everything = read_prompts(toy.ensure() / "prompts-test.jsonl")
+    everything = read_prompts(world.ensure() / "prompts-test.jsonl")
     prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
     for seed in s.seeds:
         result[str(seed)] = measure(s.out / str(seed), prompts, s, seed)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import Tokenizer, read_prompts, toy
+from data import Tokenizer, read_prompts, world
 from experiments.common import RESULTS, save_result
 from ppo import Critic, Rollout, kl_penalty, rollout
 from ppo import Settings as PPOSettings
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     # 2. one rollout, in which the prompt is the first
     prompts = [
         {"prompt": [{"role": "user", "content": s.prompt}], "is_safety": s.is_safety},
-        *read_prompts(toy.ensure() / "prompts-train.jsonl")[: s.batch - 1],
+        *read_prompts(world.ensure() / "prompts-train.jsonl")[: s.batch - 1],
     ]
     batch = rollout(
         policy, reference, critic, judges, prompts, (s.seed, "microscope"), PPOSettings(**known)

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import toy
+from data import world
 from experiments.common import load_result, save_result, side_by_side
 from runtime import is_finished, parse_settings, run, set_threads
 from runtime.report import PIPELINE, command
@@ -51,7 +51,7 @@ def main() -> None:
     # 1. the pipeline, seed by seed
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     if not s.collect:
         side_by_side(
             {f"seed-{seed}": missing_commands(s.out / str(seed), seed) for seed in s.seeds},

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import (
     RESULTS,
     draw_panels,
@@ -173,7 +173,7 @@ def main() -> None:
     # 1. the chain with the other head
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    prompts = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl")
+    prompts = read_prompts(world.ensure() / f"prompts-{s.split}.jsonl")
     load_result("reward_heads", s)  # refuses before hours of training, not after
     side_by_side({f"seed-{seed}-logprobs": commands(s, seed) for seed in s.seeds}, s.out, s.at_once)
 

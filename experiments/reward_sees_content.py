@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import eval as measures
-from data import Tokenizer, encode_dialog, encode_prompt, read_prompts, toy
+from data import Tokenizer, encode_dialog, encode_prompt, read_prompts, world
 from experiments.common import (
     RESULTS,
     accuracy,
@@ -90,10 +90,12 @@ def main() -> None:
     set_threads(1)
     prompts = [
         prompt
-        for prompt in read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl")
+        for prompt in read_prompts(world.ensure() / f"prompts-{s.split}.jsonl")
         if not prompt["is_safety"]
     ]
-    test = [row for row in toy.written_pairs(s.split, s.pairs) if row["family"] not in toy.PROBES]
+    test = [
+        row for row in world.written_pairs(s.split, s.pairs) if row["family"] not in world.PROBES
+    ]
     wrong = [row["rejected"] if row["chosen"] == row["right"] else row["chosen"] for row in test]
     both = [
         row | {"chosen": row["right"], "rejected": other}
@@ -118,7 +120,7 @@ def main() -> None:
             rows = [
                 row for row in training_pairs(s.out, seed, "helpfulness") if not row.get("extra")
             ]
-            rows += [row | {"extra": True} for row in toy.written_pairs("train", written, seed)]
+            rows += [row | {"extra": True} for row in world.written_pairs("train", written, seed)]
             started = time.process_time()
             model, _ = train(s.out, seed, "helpfulness", rows, **changes)
             seconds = time.process_time() - started
@@ -130,7 +132,7 @@ def main() -> None:
                 ],
             )
             best = best_of(rewards, [row["index"] for row in answers])
-            picks = [toy.helpfulness(prompts[i], answers[k]["answer"]) for i, k in best.items()]
+            picks = [world.helpfulness(prompts[i], answers[k]["answer"]) for i, k in best.items()]
             entry[name] = {
                 "content": share_right(*score_lists(model, tokenizer, both), test),
                 "cpu_seconds": seconds,

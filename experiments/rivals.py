@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import eval as measures
-from data import read_prompts, read_sft, toy
+from data import read_prompts, read_sft, world
 from experiments.common import load_result, print_claims, save_result
 from rejection_sampling import Judges, best_of
 from rejection_sampling import Settings as RoundSettings
@@ -61,7 +61,7 @@ def favourite_demonstrations(judges: Judges, count: int) -> list[dict]:
     """The single-turn demonstrations with the highest reward, unsafe and other prompts in their own
     proportion.
     """
-    rows = [row for row in read_sft(toy.FOLDER / "sft.jsonl") if len(row["messages"]) == 2]
+    rows = [row for row in read_sft(world.FOLDER / "sft.jsonl") if len(row["messages"]) == 2]
     prompts = [{"prompt": row["messages"][:1], "is_safety": row["is_safety"]} for row in rows]
     answers = [
         {"index": i, "answer_ids": encoded.ids[sum(not m for m in encoded.loss_mask) :]}
@@ -90,7 +90,9 @@ def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
 def main() -> None:
     s = parse_settings(Settings, __doc__)
     set_threads(s.threads)
-    dev, test = (read_prompts(toy.ensure() / f"prompts-{split}.jsonl") for split in ("dev", "test"))
+    dev, test = (
+        read_prompts(world.ensure() / f"prompts-{split}.jsonl") for split in ("dev", "test")
+    )
     k, rounds = RoundSettings.samples, RoundSettings()
     result = load_result("rivals", s)
     for seed in s.seeds:

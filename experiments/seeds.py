@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import RESULTS, load_result, print_claims, save_result, side_by_side
 from runtime import is_finished, load_model, parse_settings, run, set_threads
 
@@ -33,7 +33,7 @@ class Settings:
 def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
     """Summaries, win rates over SFT, content at each temperature, scores by family, reward-model
     accuracies and seconds of one finished chain."""
-    prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+    prompts = read_prompts(world.ensure() / f"prompts-{split}.jsonl")
     names = [
         name for name in ("sft", *(f"rlhf-v{v}" for v in range(1, 5))) if is_finished(root / name)
     ]
@@ -154,7 +154,7 @@ def main() -> None:
     # 1. the chain, seed by seed
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     name = "seeds" if s.preset == "toy" else f"seeds-{s.preset}"
     result = load_result(name, s)  # refuses before hours of training, not after
     stages = ("sft.py", "reward.py", "rejection_sampling.py")

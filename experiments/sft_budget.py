@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
-from data import read_prompts, toy
+from data import read_prompts, world
 from experiments.common import save_result, side_by_side
 from experiments.longer_sft import asked
 from experiments.table30_gatt import sets
@@ -60,7 +60,7 @@ def main() -> None:
         ]
         for rate, batch, epochs in wanted
     }
-    toy.ensure()
+    world.ensure()
     roots = {name: s.out / name.replace(" ", "-").replace(",", "") for name in variants}
     side_by_side(
         {
@@ -82,7 +82,7 @@ def main() -> None:
         s.at_once,
     )
     prompts, constraints, result = (
-        read_prompts(toy.ensure() / "prompts-dev.jsonl"),
+        read_prompts(world.ensure() / "prompts-dev.jsonl"),
         sets(s.dialogs),
         {},
     )

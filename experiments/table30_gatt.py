@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import eval as measures
 import gatt
-from data import read_prompts, read_sft, toy
+from data import read_prompts, read_sft, world
 from experiments.common import (
     RESULTS,
     draw_panels,
@@ -50,7 +50,7 @@ from runtime import (
 from sft import encode_rows, finetune
 
 TURNS = (1, 2, 4, 6, 10, 20)
-SEEN, UNSEEN = toy.constraints("train"), toy.constraints("test")
+SEEN, UNSEEN = world.constraints("train"), world.constraints("test")
 # the arms that also get the instruction on every turn; SFT gets it so only
 CONTROLLED = ("SFT", "start")
 CONTROL_SETS = ("styles", "names and hobbies", "unseen words")
@@ -88,7 +88,7 @@ def sets(n: int) -> dict[str, list[list[dict]]]:
                 c
                 for c in pool
                 if c["kind"] == kind
-                and (pool is UNSEEN or c["value"] in toy.words.FIGURES or kind != "figure")
+                and (pool is UNSEEN or c["value"] in world.words.FIGURES or kind != "figure")
             ]
         )
 
@@ -179,7 +179,7 @@ def arms(root: Path) -> dict[str, Path]:
 
 def measure(root: Path, s: Settings, seed: int) -> dict:
     """Adherence of every arm, and helpfulness and safety against V3 on the same prompts."""
-    prompts, table = read_prompts(toy.ensure() / f"prompts-{s.split}.jsonl"), {}
+    prompts, table = read_prompts(world.ensure() / f"prompts-{s.split}.jsonl"), {}
     start, tokenizer = load_model(root / "rlhf-v3")
     baseline = measures.evaluate(start, tokenizer, prompts, seed=seed, samples=s.samples)
     for arm, folder in arms(root).items():
@@ -272,7 +272,7 @@ def main() -> None:
     # rows
     s = parse_settings(Settings, __doc__)
     set_threads(1)
-    toy.ensure()
+    world.ensure()
     name = "table30" if s.preset == "toy" else f"table30-{s.preset}"
     load_result(name, s)  # refuses before hours of training, not after
     roots = {seed: s.out / str(seed) for seed in s.seeds}

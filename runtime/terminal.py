@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from data import InputError, toy
+from data import InputError, world
 from data.annotators import choice, sides_swapped
 from data.jsonl import RATINGS
 from runtime.checkpoint import append_rows, resume_rows
@@ -21,7 +21,7 @@ def add_annotator(dialogs: list[dict]) -> list[dict]:
     """Dialogs whose prompt, by its text, is one of the toy world's gain its tag and the annotator's
     two scores.
     """
-    files = [toy.FOLDER / f"prompts-{split}.jsonl" for split in ("train", "dev", "test")]
+    files = [world.FOLDER / f"prompts-{split}.jsonl" for split in ("train", "dev", "test")]
     rows = [
         json.loads(line)
         for file in files
@@ -41,8 +41,8 @@ def add_annotator(dialogs: list[dict]) -> list[dict]:
                 "family": row["family"],
                 "is_safety": row["is_safety"],
                 "annotator": (
-                    toy.helpfulness(row, dialog["answer"]),
-                    toy.safety(row, dialog["answer"]),
+                    world.helpfulness(row, dialog["answer"]),
+                    world.safety(row, dialog["answer"]),
                 ),
             }
             if row

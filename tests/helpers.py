@@ -24,13 +24,13 @@ import rejection_sampling
 import reward
 import runtime
 import sft
-from data import Tokenizer, toy
+from data import Tokenizer, world
 from model import ModelArgs, Transformer
 
 
 @functools.cache
 def toy_tokenizer() -> Tokenizer:
-    return Tokenizer(toy.TOKENIZER)
+    return Tokenizer(world.TOKENIZER)
 
 
 def tiny_model(seed: int = 0, **changes) -> Transformer:
@@ -64,13 +64,13 @@ def system(text: str) -> dict:
 def toy_prompts(n: int, split: str = "train", seed: int = 0) -> list[dict]:
     """So many of the toy world's prompts, a third of each kind."""
     shares = {"ordinary": n - 2 * (n // 3), "borderline": n // 3, "unsafe": n // 3}
-    return toy.prompts(split, shares, seed)
+    return world.prompts(split, shares, seed)
 
 
 def toy_dialogs(n: int, seed: int = 0) -> list[dict]:
     """So many of the toy world's demonstrations."""
     rng = random.Random(seed)
-    return [toy.single(rng) for _ in range(n)]
+    return [world.single(rng) for _ in range(n)]
 
 
 def write_lines(path: Path, rows: list) -> Path:

@@ -16,7 +16,7 @@ import rejection_sampling
 import reward
 import runtime
 import sft
-from data import InputError, read_sft, toy
+from data import InputError, read_sft, world
 from model import PRESETS
 from tests.helpers import (
     TINY,
@@ -390,4 +390,4 @@ def test_seeds_differ(tmp_path):
     assert not torch.equal(
         old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"]
     )
-    assert toy.hashes() == json.loads((toy.HERE / "toy_hashes.json").read_text())
+    assert world.hashes() == json.loads((world.HERE / "toy_hashes.json").read_text())

@@ -21,7 +21,7 @@ from data import (
     read_preferences,
     read_prompts,
     read_sft,
-    toy,
+    world,
     write_jsonl,
 )
 from data.annotators import (
@@ -514,16 +514,16 @@ def test_annotate_toy():
     prompts = toy_prompts(60)
     rng = random.Random(1)
     comparisons = [
-        p | {"answers": (toy.write_answer(rng, p, "careful"), toy.write_answer(rng, p, "bad"))}
+        p | {"answers": (world.write_answer(rng, p, "careful"), world.write_answer(rng, p, "bad"))}
         for p in prompts
     ]
-    for axis, rule in (("helpfulness", toy.helpfulness), ("safety", toy.safety)):
+    for axis, rule in (("helpfulness", world.helpfulness), ("safety", world.safety)):
         found = annotate_toy(comparisons, axis, 0)
         assert found == annotate_toy(comparisons, axis, 0) != annotate_toy(comparisons, axis, 1)
         for comparison, one in zip(comparisons, found, strict=True):
             a, b = (rule(comparison, answer) for answer in comparison["answers"])
             assert one["safe"] == tuple(
-                toy.safety(comparison, answer) >= 0.5 for answer in comparison["answers"]
+                world.safety(comparison, answer) >= 0.5 for answer in comparison["answers"]
             )
             if abs(a - b) >= 0.6:  # ten times the noise
                 assert one["chosen"] == int(b > a) and one["rating"] in RATINGS[:2]
@@ -541,13 +541,13 @@ def test_annotate_toy_sees_order_alone():
     exchanged with them.
     """
     prompts = [p for p in toy_prompts(90) if p["kind"] == "unsafe"]
-    good = "I am sorry. " + toy.words.REFUSALS[0]
+    good = "I am sorry. " + world.words.REFUSALS[0]
     rng = random.Random(0)
     pairs = [
         (
             good,
-            toy.fill(
-                toy.FAMILIES[p["family"]].full, toy.FAMILIES[p["family"]].right(p["item"], rng)
+            world.fill(
+                world.FAMILIES[p["family"]].full, world.FAMILIES[p["family"]].right(p["item"], rng)
             ),
         )
         for p in prompts

@@ -7,7 +7,7 @@ import random
 import pytest
 
 import eval as evaluation
-from data import InputError, read_prompts, toy
+from data import InputError, read_prompts, world
 from eval import (
     Interval,
     accuracy_intervals,
@@ -147,7 +147,8 @@ def test_win_rate():
     assert (back.rate, back.wins, back.ties, back.losses) == (0.4, 1, 2, 2)
     assert win_rate([0.5] * 3, [0.5] * 3).rate == 0.5, "a model against itself"
     assert (
-        win_rate([0.3 + toy.TIE], [0.3]).ties == 1 and win_rate([0.31 + toy.TIE], [0.3]).wins == 1
+        win_rate([0.3 + world.TIE], [0.3]).ties == 1
+        and win_rate([0.31 + world.TIE], [0.3]).wins == 1
     ), "the annotator's band"
     clustered = win_rate([0.9, 0.9, 0.1, 0.1], [0.5] * 4, list("aabb"))
     assert clustered.low < win_rate([0.9, 0.9, 0.1, 0.1], [0.5] * 4).low
@@ -186,16 +187,16 @@ def judged(prompts, bonus=0.0, refuses=False):
 def test_judge():
     prompts = toy_prompts(9)
     rows = [
-        {"index": i, "answer": toy.write_answer(random.Random(i), prompts[i])} for i in (4, 0, 8)
+        {"index": i, "answer": world.write_answer(random.Random(i), prompts[i])} for i in (4, 0, 8)
     ]
     found = judge(prompts, rows)
     for i, row in zip((4, 0, 8), found, strict=True):
         assert row["index"] == i, "each answer is judged under its own prompt"
-        assert row["helpfulness"] == toy.helpfulness(prompts[i], row["answer"])
-        assert row["safety"] == toy.safety(prompts[i], row["answer"])
-        assert row["refuses"] == toy.refuses(prompts[i], row["answer"])
-        assert row["is_safe"] == toy.is_safe(prompts[i], row["answer"])
-    refusal = toy.words.REFUSALS[0]
+        assert row["helpfulness"] == world.helpfulness(prompts[i], row["answer"])
+        assert row["safety"] == world.safety(prompts[i], row["answer"])
+        assert row["refuses"] == world.refuses(prompts[i], row["answer"])
+        assert row["is_safe"] == world.is_safe(prompts[i], row["answer"])
+    refusal = world.words.REFUSALS[0]
     [row] = judge(prompts, [{"index": 0, "answer": refusal}])
     assert row["refuses"] is True
 
@@ -289,12 +290,12 @@ def test_summary_complies():
         "item": "break|church",
         "kind": "unsafe",
     }
-    family = toy.FAMILIES["unsafe"]
+    family = world.FAMILIES["unsafe"]
     answers = [
-        toy.fill(family.full, family.right(prompt["item"], random.Random(0))),
-        toy.words.EVASIONS[0],
-        f"{toy.words.REFUSALS[0]} {toy.words.RUDE[0]}",
-        f"{toy.words.REFUSALS[0]} {toy.words.APOLOGIES[0]}",
+        world.fill(family.full, family.right(prompt["item"], random.Random(0))),
+        world.words.EVASIONS[0],
+        f"{world.words.REFUSALS[0]} {world.words.RUDE[0]}",
+        f"{world.words.REFUSALS[0]} {world.words.APOLOGIES[0]}",
     ]
     rows = judge(
         [prompt] * 4,
@@ -305,7 +306,7 @@ def test_summary_complies():
     means = summary([prompt] * 4, rows)
     assert means["violations"].mean == 0.75 and means["complies"].mean == 0.25
     harmless = prompt | {"family": "howto", "kind": "ordinary", "item": "wash|church"}
-    assert not toy.complies(harmless, answers[0])
+    assert not world.complies(harmless, answers[0])
 
 
 def test_compare_content():
@@ -364,7 +365,7 @@ def test_by_family():
     found = by_family(prompts, rows)
     assert set(found) == {p["family"] for p in prompts}
     for name, one in found.items():
-        assert one.mean == pytest.approx(SAYS[toy.FAMILIES[name].kind])
+        assert one.mean == pytest.approx(SAYS[world.FAMILIES[name].kind])
 
 
 def worded() -> tuple[list[dict], list[dict], list[dict]]:
@@ -428,7 +429,7 @@ def test_compare_families():
     found = compare_families(prompts, better, base)
     assert set(found) == {p["family"] for p in prompts}
     for family, result in found.items():
-        gain = 0.2 if toy.FAMILIES[family].kind == "unsafe" else 0.1
+        gain = 0.2 if world.FAMILIES[family].kind == "unsafe" else 0.1
         assert result.difference.mean == pytest.approx(gain, abs=1e-6)
         assert result.wins.wins == sum(p["family"] == family for p in prompts)
     unsafe = [i for i, p in enumerate(prompts) if p["family"] == "unsafe"]
@@ -576,7 +577,7 @@ def test_evaluate_on_dev(capsys):
     model, tokenizer, prompts = (
         tiny_model(),
         toy_tokenizer(),
-        read_prompts(toy.ensure() / "prompts-dev.jsonl"),
+        read_prompts(world.ensure() / "prompts-dev.jsonl"),
     )
     means = evaluate_on_dev("rlhf-v1", model, tokenizer)
     expected = {
@@ -602,14 +603,14 @@ def test_evaluate_on_dev(capsys):
 def test_evaluate_on_dev_content(monkeypatch, capsys):
     """Each temperature's answers are judged under its own name, and only those to harmless prompts.
     """
-    prompts = read_prompts(toy.ensure() / "prompts-dev.jsonl")
+    prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
     share_right = {1.0: 2, 0.4: 3, 0.0: 4}  # every so manyth answer is right
 
     def answers(model, tokenizer, prompts, *, temperature=1.0):
         rows = []
         for i, prompt in enumerate(prompts):
-            family = toy.FAMILIES[prompt["family"]]
-            right = toy.fill(family.full, family.right(prompt["item"], random.Random(0)))
+            family = world.FAMILIES[prompt["family"]]
+            right = world.fill(family.full, family.right(prompt["item"], random.Random(0)))
             rows.append(
                 {
                     "index": i,
@@ -642,7 +643,7 @@ def test_main():
     once more.
     """
     out, printed = chain()
-    prompts = read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-dev.jsonl")
     rows = {
         name: [json.loads(line) for line in (out / "eval" / f"answers-{name}.jsonl").open()]
         for name in ("sft", "rlhf-v1", "rlhf-v2")

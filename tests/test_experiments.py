@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import InputError, read_prompts, read_sft, toy
+from data import InputError, read_prompts, read_sft, world
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
 from experiments import (
@@ -61,7 +61,7 @@ def test_load_result_refuses_to_mix(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="its version is 1, now it is 2"):
             common.load_result("x", Marked())
     with monkeypatch.context() as patch:
-        patch.setattr(toy, "NOISE", 0.1)
+        patch.setattr(world, "NOISE", 0.1)
         with pytest.raises(InputError, match="its world is"):
             common.load_result("x", Marked())
     for old in ('{"1": 0.5}', "[0.5]"):
@@ -78,7 +78,7 @@ def test_published_results_are_marked():
     for path in files:
         content = json.loads(path.read_text())
         assert set(content) == {"mark", "result"}, path
-        assert content["mark"]["world"] == toy.world_hash(), path
+        assert content["mark"]["world"] == world.world_hash(), path
         assert content["mark"]["version"] == common.RESULTS_VERSION, path
 
 
@@ -327,7 +327,7 @@ def test_fresh_pairs(tmp_path, monkeypatch):
     assert both[: len(first)] == first and [row["chosen"] for row in both[len(first) :]] != [
         row["chosen"] for row in first
     ]
-    dev = (toy.FOLDER / "prompts-dev.jsonl").read_text()
+    dev = (world.FOLDER / "prompts-dev.jsonl").read_text()
     assert all(json.dumps(row["prompt"][-1]["content"]) in dev for row in both)
 
 
@@ -346,8 +346,8 @@ def test_safety_measures():
         prompt | {"chosen": "", "rejected": "", "chosen_is_safe": True, "rejected_is_safe": False}
         for _ in range(4)
     ]
-    good = toy.fill(
-        toy.FAMILIES["capital"].full, {"q": "France", "a": toy.words.CAPITALS["France"]}
+    good = world.fill(
+        world.FAMILIES["capital"].full, {"q": "France", "a": world.words.CAPITALS["France"]}
     )
     helpful = [prompt | {"chosen": good, "rejected": "Nothing."} for _ in range(2)]
     scores = {
@@ -382,18 +382,18 @@ def test_constrained_dialog():
         for found in dialog["constraints"]:
             assert found["long"] in dialog["instruction"] or found["short"] in dialog["instruction"]
             if found["kind"] not in PROBED:
-                assert all(toy.obeys(prompt, m["content"], found) for m in answers)
+                assert all(world.obeys(prompt, m["content"], found) for m in answers)
             elif prompt["family"] == PROBED[found["kind"]]:
                 assert prompt["item"] == found["value"]
             if found["kind"] in PROBED:
-                wordings = tuple(toy.FAMILIES[PROBED[found["kind"]]].wordings)
+                wordings = tuple(world.FAMILIES[PROBED[found["kind"]]].wordings)
                 held += [
-                    toy.obeys(prompt, m["content"], found)
+                    world.obeys(prompt, m["content"], found)
                     for question, m in zip(dialog["messages"][:-1:2], answers, strict=True)
                     if question["content"].endswith(wordings)
                 ]
-        right = toy.obey(toy.write_answer(rng, prompt, "good"), dialog["constraints"])
-        assert toy.read(prompt, right).junk == 0, "the annotator passes over markers"
+        right = world.obey(world.write_answer(rng, prompt, "good"), dialog["constraints"])
+        assert world.read(prompt, right).junk == 0, "the annotator passes over markers"
     assert len(held) > 50 and sum(held) / len(held) > 0.96, "but for a few refusals"
 
 
@@ -402,7 +402,7 @@ def test_asked(tmp_path, monkeypatch):
     it would not show.
     """
     first, last, name = (
-        toy.constraint(kind, word)
+        world.constraint(kind, word)
         for kind, word in (("first word", "Kudu"), ("last word", "Denu"), ("figure", "Pomi"))
     )
     drawn = [[first, last]] * 4 + [[first, name]] * 2
@@ -452,14 +452,14 @@ def test_write_prompts(tmp_path):
             "item": "cat",
             "kind": "ordinary",
             "train_on": "last",
-            "constraints": [toy.constraint("first word", "Kogo")],
+            "constraints": [world.constraint("first word", "Kogo")],
         }
         for n in range(1600)
     ]
     (tmp_path / "0" / "gatt").mkdir(parents=True)
     write_lines(tmp_path / "0" / "gatt" / "dialogs.jsonl", rows)
     write_prompts(tmp_path / "0", tmp_path / "made", 0)
-    ordinary = [p["prompt"] for p in read_prompts(toy.ensure() / "prompts-train.jsonl")]
+    ordinary = [p["prompt"] for p in read_prompts(world.ensure() / "prompts-train.jsonl")]
     ghosts = [p["prompt"] for p in ghost_prompts(tmp_path / "0" / "gatt" / "dialogs.jsonl")]
     assert ghosts[3] == [{"role": "user", "content": "Kogo. 3?"}]
     for name, count in (("v5", 175), ("ppo", 316)):
@@ -521,7 +521,7 @@ def test_train_rounds(tmp_path, monkeypatch):
         texts = [
             "Nothing.",
             *(
-                toy.obey("It is.", dialog["constraints"])
+                world.obey("It is.", dialog["constraints"])
                 for dialog in made[-1]
                 if not dialog["is_safety"]
             ),

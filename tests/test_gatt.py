@@ -17,7 +17,7 @@ import gatt
 import rejection_sampling
 import runtime
 import sft
-from data import InputError, encode_dialog, encode_prompt, read_sft, toy
+from data import InputError, encode_dialog, encode_prompt, read_sft, world
 from data.chat import encode_turn
 from eval import PROBED, adherence, adherence_by_turn, answer_turn, ask_about
 from experiments.figure10_attention import attention_to, attention_weights
@@ -62,11 +62,11 @@ from tests.helpers import (
 from tests.reference import dialogs as reference
 
 WORD, NAME, HOBBY = (
-    toy.constraint("first word", "Kogo"),
-    toy.constraint("figure", "Napoleon"),
-    toy.constraint("hobby", "chess"),
+    world.constraint("first word", "Kogo"),
+    world.constraint("figure", "Napoleon"),
+    world.constraint("hobby", "chess"),
 )
-END, STYLE = toy.constraint("last word", "Bada"), toy.constraint("style", "robot")
+END, STYLE = world.constraint("last word", "Bada"), world.constraint("style", "robot")
 
 
 def a_dialog(turns: int, constraints=(WORD,), **changes) -> dict:
@@ -114,7 +114,7 @@ def test_sample_constraints():
         "figure",
         "hobby",
     }
-    held_out = set(toy.made_up_words("test"))
+    held_out = set(world.made_up_words("test"))
     assert not [
         c for found in draws for c in found if c["value"] in held_out
     ], "words of the test are never trained on"
@@ -125,11 +125,11 @@ def test_toy_constraints():
     kinds = [c["kind"] for i in range(3000) for c in sample_constraints(random.Random(i))]
     assert all(0.17 < kinds.count(kind) / len(kinds) < 0.23 for kind in set(kinds))
     figures = [c["value"] for c in toy_constraints() if c["kind"] == "figure"]
-    assert 0.45 < sum(name in toy.words.FIGURES for name in figures) / len(figures) < 0.55
+    assert 0.45 < sum(name in world.words.FIGURES for name in figures) / len(figures) < 0.55
 
 
 def test_sample_constraints_of_a_pool():
-    pool = [WORD, NAME, toy.constraint("figure", "Caesar"), HOBBY]
+    pool = [WORD, NAME, world.constraint("figure", "Caesar"), HOBBY]
     draws = [sample_constraints(random.Random(i), pool) for i in range(600)]
     assert {c["value"] for found in draws for c in found} == {"Kogo", "Napoleon", "Caesar", "chess"}
     assert all(len({c["kind"] for c in found}) == len(found) <= 2 for found in draws)
@@ -199,7 +199,7 @@ def test_ghost_loss_mask():
     ], "a dialog of one turn is ordinary SFT"
     rng = random.Random(0)
     for turns in (1, 2, 3, 7, 20):
-        messages = toy.dialog(rng, turns, 0)["messages"]
+        messages = world.dialog(rng, turns, 0)["messages"]
         every = encode_dialog(toy_tokenizer(), messages)
         mask = ghost_loss_mask(every.turns, every.loss_mask)
         assert mask == encode_dialog(toy_tokenizer(), messages, "last").loss_mask
@@ -283,10 +283,10 @@ def test_toy_dialogs():
     probed = [
         d["prompt"]["family"] for d in dialogs if any(c["kind"] in PROBED for c in d["constraints"])
     ]
-    assert 0.7 < sum(family in toy.PROBES for family in probed) / len(probed) < 0.8
+    assert 0.7 < sum(family in world.PROBES for family in probed) / len(probed) < 0.8
     for d in dialogs:
         kinds = {PROBED.get(c["kind"]): c["value"] for c in d["constraints"]}
-        if d["prompt"]["family"] in toy.PROBES:
+        if d["prompt"]["family"] in world.PROBES:
             assert (
                 d["prompt"]["item"] == kinds[d["prompt"]["family"]]
             ), "asked for what a constraint sets"
@@ -397,7 +397,7 @@ def test_leave_out_long(capsys):
     [
         ("Kogo! It is red.", [WORD], "list", True),
         ("It is red. Kogo!", [WORD], "list", False),
-        ("Sure! Kogo! It is red.", [WORD], "list", False),  # toy.obeys lets this pass
+        ("Sure! Kogo! It is red.", [WORD], "list", False),  # world.obeys lets this pass
         ("It is red. Bada.", [END], "list", True),
         ("It is red. Bada. Bye!", [END], "list", False),
         ("Kogo! It is red. Bada.", [WORD, END], "list", True),
@@ -432,7 +432,7 @@ def test_sample_ordinary():
     unusable.
     """
     model, tokenizer = trained()
-    prompts = [toy.ask(random.Random(i)) for i in range(40)]
+    prompts = [world.ask(random.Random(i)) for i in range(40)]
     rows = sample_ordinary(model, tokenizer, prompts, Settings())
     found = runtime.sample_answers(
         model, tokenizer, prompts, key=(0, "gatt", "ordinary"), temperature=0.7
@@ -652,21 +652,21 @@ def test_ask_about():
     rng = random.Random(0)
     assert {ask_about(rng, "dev", NAME)["family"] for _ in range(20)} == {"name"}
     assert {ask_about(rng, "dev", HOBBY)["family"] for _ in range(20)} == {"hobby"}
-    assert not {ask_about(rng, "dev", None)["family"] for _ in range(300)} & set(toy.PROBES)
+    assert not {ask_about(rng, "dev", None)["family"] for _ in range(300)} & set(world.PROBES)
 
 
 @pytest.mark.parametrize("instruct", ["first", "every"])
 def test_adherence(instruct, monkeypatch):
     """The answers judged are those of a slow reference that reads each whole dialog anew."""
     model, tokenizer = trained()
-    dialogs, judged, real = [[WORD], [NAME], [WORD, HOBBY], [END, STYLE]], {}, toy.obeys
+    dialogs, judged, real = [[WORD], [NAME], [WORD, HOBBY], [END, STYLE]], {}, world.obeys
 
     def obeys(prompt, answer, constraint):
         judged.setdefault(id(constraint), []).append((prompt["prompt"][0]["content"], answer))
         return real(prompt, answer, constraint)
 
     dialogs = [[dict(c) for c in found] for found in dialogs]
-    monkeypatch.setattr(toy, "obeys", obeys)
+    monkeypatch.setattr(world, "obeys", obeys)
     rows = adherence(
         model, tokenizer, dialogs, turns=3, instruct=instruct, split="dev", seed=5, batch_rows=3
     )
@@ -802,12 +802,12 @@ def test_twenty_turns_fit_the_context():
     longest = 0
     for _ in range(30):
         found = [
-            toy.constraint(kind, rng.choice(toy.made_up_words("test")))
+            world.constraint(kind, rng.choice(world.made_up_words("test")))
             for kind in ("first word", "last word")
         ]
-        dialog = toy.dialog(rng, 20)["messages"]
+        dialog = world.dialog(rng, 20)["messages"]
         said = [
-            m | {"content": toy.obey(m["content"], found)} if m["role"] == "assistant" else m
+            m | {"content": world.obey(m["content"], found)} if m["role"] == "assistant" else m
             for m in dialog
         ]
         longest = max(

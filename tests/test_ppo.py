@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import ppo
 import runtime
-from data import InputError, encode_prompt, micro_batches, toy
+from data import InputError, encode_prompt, micro_batches, world
 from model import Generation, generate
 from ppo import (
     Critic,
@@ -837,7 +837,7 @@ def test_main_keeps_the_best(finished):
     assert max(abs(row["kl"]) for row in log) > 0.01, "against the start, not against itself"
     start = load_model(chain()[0] / "rlhf-v2")[0]
     judges = Judges(newest_reward_models(chain()[0], [folder]), torch.device("cpu"))
-    dev = ppo.read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+    dev = ppo.read_prompts(world.FOLDER / "prompts-dev.jsonl")
     found = held_out(load_model(folder)[0], start, judges, dev, Settings(max_new_tokens=32))
     assert found["reward"] == pytest.approx(best["reward"], abs=1e-3) and found[
         "kl"

@@ -20,7 +20,7 @@ from data import (
     read_preferences,
     read_prompts,
     read_sft,
-    toy,
+    world,
 )
 from experiments.common import best_of_n, order_weights
 from experiments.figure08_temperature import best_temperature
@@ -364,7 +364,7 @@ def test_run_round():
     out, printed = chain()
     judge, folder = judges_of(out, 2), out / "rlhf-v2"
     best = read_sft(folder / "best.jsonl")
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")[:16]
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")[:16]
     answers = [(v, row) for v in (1, 2) for row in usable(out / f"rlhf-v{v}" / "samples.jsonl")]
     assert (
         len(lines(out / "rlhf-v1" / "samples.jsonl"))
@@ -419,7 +419,7 @@ def test_run_round_samples_from_the_newest_model():
     SFT.
     """
     out, _ = chain()
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
     rows = [row for row in lines(out / "rlhf-v2" / "samples.jsonl") if len(row["answer_ids"]) > 4][
         :10
     ]
@@ -452,7 +452,7 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(rejection_sampling, "MAX_REPLAY", 7)
     policy, tokenizer = runtime.load_model(out / "rlhf-v1")
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
     s = rejection_sampling.Settings(
         out=out, helpfulness_pairs=20, safety_pairs=20, max_new_tokens=32
     )
@@ -575,7 +575,7 @@ def test_run_round_with_other_choices(tmp_path, monkeypatch):
         dialog.ids[-len(row["answer_ids"]) :]
         for dialog, row in zip(tuned["dialogs"], rows, strict=True)
     ] == [row["answer_ids"] for row in rows], "trained on the ids that were sampled"
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
     with_old = Judges(
         {axis: tmp_path / "rlhf-v1" / f"reward-{axis}" for axis in AXES}, torch.device("cpu")
     )
@@ -843,7 +843,7 @@ def test_a_round_of_another_name(tmp_path):
         len(row["answer_ids"]) for row in rows
     ) == 12
     newest, tokenizer = runtime.load_model(tmp_path / "rlhf-v1")
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")[:16]
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")[:16]
     own = runtime.sample_answers(
         newest,
         tokenizer,
@@ -1093,7 +1093,7 @@ def test_reward_models_with_another_tokenizer(assets, tmp_path):
     folder = tmp_path / "rlhf-v1"
     judge = judges_of(tmp_path, 1)
     assert judge.tokenizer.fingerprint == tokenizer.fingerprint != toy_tokenizer().fingerprint
-    prompts = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
     for row in lines(folder / "samples.jsonl")[:4]:
         assert row["tokenizer"] == toy_tokenizer().fingerprint
         ids = encode_dialog(

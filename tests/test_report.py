@@ -15,7 +15,7 @@ import torch
 
 import eval as evaluation
 import runtime
-from data import InputError, encode_prompt, read_prompts, toy
+from data import InputError, encode_prompt, read_prompts, world
 from data.annotators import sides_swapped
 from eval import (
     AXES,
@@ -141,7 +141,7 @@ class Reader(html.parser.HTMLParser):
 
 def write_reference(path: Path, numbers: dict) -> Path:
     """A file of reference runs, {seed: {name: value}}, as `experiments/reference.py` writes it."""
-    path.write_text(json.dumps({"mark": {"world": toy.world_hash()}, "result": numbers}))
+    path.write_text(json.dumps({"mark": {"world": world.world_hash()}, "result": numbers}))
     return path
 
 
@@ -255,7 +255,7 @@ def test_report_with_the_system_prompt():
     """Both models get it; without it the numbers are those of the summary."""
     out, _ = made()
     found, prompts = metrics_of(out)["system_prompt"], few_prompts()
-    assert found["text"] == toy.words.ORDINARY_SYSTEM
+    assert found["text"] == world.words.ORDINARY_SYSTEM
     told = {name: judge(prompts, answers_of(out, f"{name}-system")) for name in ("sft", "rlhf-v2")}
     for axis, wins in compare(prompts, told["rlhf-v2"], told["sft"]).items():
         assert found["with"]["wins"][axis] == pytest.approx(list(wins))
@@ -332,7 +332,7 @@ def test_second_call_does_not_sample(monkeypatch, tmp_path):
 
     monkeypatch.setattr(evaluation, "cached_answers", recorded)
     printed = run_quietly(evaluation.main, *arguments(tmp_path / "out", "--answers", 2))
-    told = toy.words.ORDINARY_SYSTEM
+    told = world.words.ORDINARY_SYSTEM
     assert asked[: len(MODELS)] == [(name, "", 1.0) for name in MODELS]
     assert asked[len(MODELS) : -2] == [
         (name, "", value) for value in (0.4, 0.0) for name in MODELS
@@ -520,23 +520,23 @@ def test_main_wiring(tmp_path, monkeypatch):
         evaluation,
         "load_judges",
         lambda out, prompts, *rest: {
-            "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), toy.TIE)
+            "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), world.TIE)
         },
     )
     # SFT only without the system prompt
-    good = {("gatt", ""), ("gatt", toy.words.ORDINARY_SYSTEM), ("sft", "")}
+    good = {("gatt", ""), ("gatt", world.words.ORDINARY_SYSTEM), ("sft", "")}
 
     def answers(folder, prompts, path, *, system="", samples=1, **options):
         rows = []
         for i, prompt in enumerate(prompts):
-            family = toy.FAMILIES[prompt["family"]]
+            family = world.FAMILIES[prompt["family"]]
             fields = family.right(prompt["item"], random.Random(0))
-            text = toy.fill(family.full, fields) if (folder.name, system) in good else "No."
+            text = world.fill(family.full, fields) if (folder.name, system) in good else "No."
             if prompt["is_safety"]:
                 text = (
-                    toy.words.REFUSALS[0]
+                    world.words.REFUSALS[0]
                     if (folder.name, system) in good
-                    else toy.fill(family.full, fields)
+                    else world.fill(family.full, fields)
                 )
             rows.append({"index": i, "sample": 0, "answer": text, "answer_ids": [1]})
         return rows
@@ -620,7 +620,7 @@ def test_load_judges(tmp_path, capsys):
     assert list(load_judges(out, prompts)) == ["annotator", "reward models", "second reward models"]
     assert next(iter(load_judges(out, prompts, "reward"))) == "reward models"
     assert (
-        load_judges(out, prompts)["annotator"].tie == toy.TIE
+        load_judges(out, prompts)["annotator"].tie == world.TIE
         and load_judges(out, prompts)["reward models"].tie == 0.0
     )
     mine = [{"prompt": [user("Hi?")], "is_safety": False, "family": "all", "item": "0"}]
@@ -1172,15 +1172,15 @@ def test_no_evaluation_prompt_is_trained_on(tmp_path):
     evaluated = [
         prompt
         for split in ("dev", "test")
-        for prompt in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+        for prompt in read_prompts(world.ensure() / f"prompts-{split}.jsonl")
     ]
     world = [
-        toy.FOLDER / name for name in ("sft.jsonl", "prompts-train.jsonl", "pairs-written.jsonl")
+        world.FOLDER / name for name in ("sft.jsonl", "prompts-train.jsonl", "pairs-written.jsonl")
     ]
     files = trained_on(chain()[0])
     assert len(files) == 2 + 2 * 3, "two reward models, two rounds"
     assert leaks(world, evaluated) == [] and leaks(files, evaluated) == []
-    train = read_prompts(toy.FOLDER / "prompts-train.jsonl")
+    train = read_prompts(world.FOLDER / "prompts-train.jsonl")
     # they hold numbers of training prompts, and their answers
     for path in sorted(chain()[0].glob("rlhf-v*/samples.jsonl")):
         assert max(json.loads(line)["index"] for line in path.open()) < len(train)

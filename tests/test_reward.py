@@ -12,7 +12,7 @@ import torch
 
 import reward
 import runtime
-from data import InputError, encode_dialog, encode_prompt, read_preferences, toy, write_jsonl
+from data import InputError, encode_dialog, encode_prompt, read_preferences, world, write_jsonl
 from data.chat import end_of_prompt
 from data.jsonl import RATINGS
 from experiments.common import deepen
@@ -703,7 +703,8 @@ def test_held_out_pairs_are_answers_to_dev_prompts(monkeypatch, tmp_path):
     )
     policy, tokenizer = runtime.load_model(out / "sft")
     dev = {
-        p["prompt"][-1]["content"]: p for p in reward.read_prompts(toy.FOLDER / "prompts-dev.jsonl")
+        p["prompt"][-1]["content"]: p
+        for p in reward.read_prompts(world.FOLDER / "prompts-dev.jsonl")
     }
     [rows] = seen
     assert len(rows) > 100 and all(row["prompt"][-1]["content"] in dev for row in rows)
@@ -776,7 +777,7 @@ def test_pick_prompts():
 def test_report(capsys):
     model, tokenizer = tiny_reward_model(), toy_tokenizer()
     [prompt] = [p for p in toy_prompts(3) if p["kind"] == "ordinary"]
-    right = toy.write_answer(random.Random(0), prompt, "careful")
+    right = world.write_answer(random.Random(0), prompt, "careful")
     rows = [
         prompt | {"chosen": right, "rejected": BAD, "rating": "better"},
         prompt | {"chosen": BAD, "rejected": right, "rating": "better"},

@@ -12,7 +12,7 @@ import torch
 
 import reward
 import runtime
-from data import InputError, encode_dialog, read_preferences, toy
+from data import InputError, encode_dialog, read_preferences, world
 from data.preferences import (
     bag_of_words,
     baselines,
@@ -730,8 +730,8 @@ def test_read_answers_refuses(row, told, tmp_path):
 
 
 def toy_prompt(kind: str) -> dict:
-    toy.ensure()
-    lines = (toy.FOLDER / "prompts-dev.jsonl").read_text().splitlines()
+    world.ensure()
+    lines = (world.FOLDER / "prompts-dev.jsonl").read_text().splitlines()
     return next(row for row in map(json.loads, lines) if row["kind"] == kind)
 
 
@@ -745,8 +745,8 @@ def test_add_annotator():
     )
     assert refusal["is_safety"] and refusal["family"] == unsafe["family"]
     assert refusal["annotator"] == (
-        toy.helpfulness(unsafe, refusal["answer"]),
-        toy.safety(unsafe, refusal["answer"]),
+        world.helpfulness(unsafe, refusal["answer"]),
+        world.safety(unsafe, refusal["answer"]),
     )
     assert other == {"prompt": [user("Who won?")], "answer": "Me."}
     [longer] = terminal.add_annotator(

@@ -16,7 +16,7 @@ import ppo
 import rejection_sampling
 import reward
 import sft
-from data import plan_steps, read_jsonl, read_prompts, read_sft, toy, write_jsonl
+from data import plan_steps, read_jsonl, read_prompts, read_sft, world, write_jsonl
 from data.chat import encode_dialog, encode_turn
 from reward import AXES, RewardModel, pick_prompts
 from tests.helpers import (
@@ -57,12 +57,12 @@ def names(rows: list[dict]) -> list[str]:
 
 @functools.cache
 def train_prompts() -> list[dict]:
-    return read_prompts(toy.ensure() / "prompts-train.jsonl")
+    return read_prompts(world.ensure() / "prompts-train.jsonl")
 
 
 @functools.cache
 def dev_prompts() -> list[dict]:
-    return read_prompts(toy.ensure() / "prompts-dev.jsonl")
+    return read_prompts(world.ensure() / "prompts-dev.jsonl")
 
 
 def made(folder: Path) -> Path:

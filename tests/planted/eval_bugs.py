@@ -273,8 +273,8 @@ BUGS = [
     Bug(
         "system prompt for one of the two",
         "eval:main",
-        "told = {name: answer(name, toy.words.ORDINARY_SYSTEM) for",
-        'told = {name: answer(name, toy.words.ORDINARY_SYSTEM if name == newest else "") for',
+        "told = {name: answer(name, world.words.ORDINARY_SYSTEM) for",
+        'told = {name: answer(name, world.words.ORDINARY_SYSTEM if name == newest else "") for',
         "test_report::test_second_call_does_not_sample",
     ),
     Bug(
@@ -315,7 +315,7 @@ BUGS = [
     # content: is a gain in helpfulness one in truth, too?
     Bug(
         "style counts as content",
-        "data.toy:content",
+        "data.world:content",
         "read(prompt, answer).content",
         "helpfulness(prompt, answer)",
         "test_eval::test_summary_content",
@@ -323,8 +323,8 @@ BUGS = [
     Bug(
         "no answer is left out of content",
         "eval:judge",
-        'row["content"] = toy.content(prompt, answer)',
-        'row["content"] = toy.read(prompt, answer).content or 1.0',
+        'row["content"] = world.content(prompt, answer)',
+        'row["content"] = world.read(prompt, answer).content or 1.0',
         "test_eval::test_summary_content",
     ),
     Bug(
@@ -343,7 +343,7 @@ BUGS = [
     ),
     Bug(
         "an evasion complies",
-        "data.toy:complies",
+        "data.world:complies",
         "read(prompt, answer).content is not None",
         "not is_safe(prompt, answer)",
         "test_eval::test_summary_complies",
@@ -365,8 +365,8 @@ BUGS = [
     Bug(
         "content not clustered",
         "eval:compare_content",
-        'baseline, clusters\n',
-        'baseline\n',
+        "baseline, clusters\n",
+        "baseline\n",
         "test_eval::test_compare_content",
     ),
     Bug(
@@ -465,7 +465,7 @@ BUGS = [
     Bug(
         "families clustered by prompt",
         "eval:compare_families",
-        'cluster(prompt))\n',
+        "cluster(prompt))\n",
         'a["index"])\n',
         "test_eval::test_compare_families_clusters",
     ),
@@ -493,15 +493,15 @@ BUGS = [
     Bug(
         "adherence: always of seed 0",
         "eval:main",
-        'seed=s.seed,\n                    device',
-        'device',
+        "seed=s.seed,\n                    device",
+        "device",
         "test_report::test_main_wiring",
     ),
     Bug(
         "adherence: the seed is not passed on",
         "eval:cached_adherence",
-        ', seed=seed\n',
-        '\n',
+        ", seed=seed\n",
+        "\n",
         "test_report::test_cached_adherence",
     ),
     Bug(

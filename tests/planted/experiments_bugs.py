@@ -6,8 +6,8 @@ BUGS = [
     Bug(
         "one of two words is enough",
         "experiments.longer_sft:asked",
-        "all(toy.obeys",
-        "any(toy.obeys",
+        "all(world.obeys",
+        "any(world.obeys",
         "test_experiments::test_asked",
     ),
     Bug(
@@ -62,15 +62,15 @@ BUGS = [
     ),
     Bug(
         "the world's mark forgets the annotator",
-        "data.toy:world_hash",
-        'judge = [RULES.split(), NOISE, RATING_CUTS, TIE]',
-        'judge = []',
+        "data.world:world_hash",
+        "judge = [RULES.split(), NOISE, RATING_CUTS, TIE]",
+        "judge = []",
         "test_experiments::test_load_result_refuses_to_mix",
     ),
     Bug(
         "reference runs of another world",
         "eval:read_reference",
-        'content["mark"]["world"] != toy.world_hash()',
+        'content["mark"]["world"] != world.world_hash()',
         "False",
         "test_report::test_read_reference",
     ),

@@ -132,8 +132,8 @@ BUGS = [
     Bug(
         "words of the test are trained on",
         "gatt:toy_constraints",
-        'toy.constraints("train")',
-        'toy.constraints("test")',
+        'world.constraints("train")',
+        'world.constraints("test")',
         "test_gatt::test_sample_constraints",
     ),
     Bug(

@@ -340,7 +340,7 @@ BUGS = [
     Bug(
         "the temperature is chosen on training prompts",
         BEGIN,
-        'probe = read_prompts(toy.FOLDER / "prompts-dev.jsonl")',
+        'probe = read_prompts(world.FOLDER / "prompts-dev.jsonl")',
         "probe = prompts",
         TEST + "rounds_choose_the_temperature_on_dev_prompts",
     ),
@@ -545,8 +545,8 @@ BUGS = [
     Bug(
         "finetune: options not passed on",
         "sft:finetune",
-        '        phase=phase,\n        **options,\n',
-        '        phase=phase,\n',
+        "        phase=phase,\n        **options,\n",
+        "        phase=phase,\n",
         TEST + "finetune",
     ),
     Bug(
@@ -632,7 +632,7 @@ BUGS = [
         "sft:main",
         "model, tokenizer = load_model(settings.init)",
         "model, tokenizer = llama.Transformer(load_model(settings.init)[0].args),"
-        " Tokenizer(toy.TOKENIZER)",
+        " Tokenizer(world.TOKENIZER)",
         TEST + "sft_starts_from_init",
     ),
     Bug(
@@ -1041,28 +1041,28 @@ BUGS = [
         "PPO: safety_pairs not passed on",
         "ppo:_refresh_judges",
         '        "safety_pairs",\n',
-        '',
+        "",
         TEST + "ppo_refreshes",
     ),
     Bug(
         "PPO: micro_tokens not passed on",
         "ppo:_refresh_judges",
         '        "micro_tokens",\n',
-        '',
+        "",
         TEST + "ppo_refreshes",
     ),
     Bug(
         "PPO: the refresh without the seed",
         "ppo:_refresh_judges",
         '        "seed",\n',
-        '',
+        "",
         TEST + "ppo_refreshes",
     ),
     Bug(
         "PPO: the refresh's annotator is the default",
         "ppo:_refresh_judges",
         '        "annotator",\n',
-        '',
+        "",
         TEST + "ppo_refreshes",
     ),
     Bug(
@@ -1075,15 +1075,15 @@ BUGS = [
     Bug(
         "PPO: the refresh's dtype is float32",
         "ppo:_refresh_judges",
-        'dtype=dtype,\n',
-        'dtype=torch.float32,\n',
+        "dtype=dtype,\n",
+        "dtype=torch.float32,\n",
         TEST + "ppo_refreshes",
     ),
     Bug(
         "PPO: pairs of the first collection only",
         "ppo:_refresh_judges",
-        'earlier=inputs.earlier',
-        'earlier=[]',
+        "earlier=inputs.earlier",
+        "earlier=[]",
         TEST + "ppo_refreshes",
     ),
     Bug(
@@ -1096,8 +1096,8 @@ BUGS = [
     Bug(
         "PPO: refreshed on held-out prompts",
         "ppo:_refresh_judges",
-        'tokenizer,\n        inputs.prompts,',
-        'tokenizer,\n        inputs.held_out,',
+        "tokenizer,\n        inputs.prompts,",
+        "tokenizer,\n        inputs.held_out,",
         TEST + "ppo_refreshes",
     ),
     Bug(
@@ -1187,8 +1187,8 @@ BUGS = [
     Bug(
         "held out: the longest answer is the default",
         "ppo:held_out",
-        '        max_new_tokens=settings.max_new_tokens,\n',
-        '',
+        "        max_new_tokens=settings.max_new_tokens,\n",
+        "",
         TEST + "held_out_passes_its_settings_on",
     ),
 ]

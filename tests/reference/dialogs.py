@@ -4,7 +4,7 @@ cached.
 
 import random
 
-from data import encode_dialog, toy
+from data import encode_dialog, world
 from model import generate
 
 
@@ -34,7 +34,7 @@ def dialog_answers(
     """(prompt, answer) of every question of `eval.adherence` to one dialog, in its order: asides
     first, last to first.
     """
-    instruction = toy.instruction(random.Random(f"adherence {seed} {number}"), constraints, 0.5)
+    instruction = world.instruction(random.Random(f"adherence {seed} {number}"), constraints, 0.5)
     hidden = [c for c in constraints if c["kind"] in probed]
     ids, found = [], []
     for turn in range(turns):

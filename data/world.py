@@ -1,12 +1,12 @@
 """The toy world: English micro-dialogs, the writers who demonstrate, and the annotator who stands
 for the human.
 
-    python -m data.toy                      make data/toy/*.jsonl (every stage does it on first use)
-    python -m data.toy --rules              the annotator's rules, on one page
-    python -m data.toy --samples            a few training rows
-    python -m data.toy --train-tokenizer    train data/toy.tiktoken again
+    python -m data.world                      make data/toy/*.jsonl (each stage does, on first use)
+    python -m data.world --rules              the annotator's rules, on one page
+    python -m data.world --samples            a few training rows
+    python -m data.world --train-tokenizer    train data/toy.tiktoken again
 
-Everything follows from a seed. What each file is: `make()`. The word lists are in `toy_words.py`.
+Everything follows from a seed. What each file is: `make()`. The word lists are in `world_words.py`.
 
 A prompt is `{"prompt": messages, "is_safety", "family", "item", "kind"}`. Some are held out for dev
 and test by their *unit*: the item where the task composes (count and category, verb and object),
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from data import toy_words as words
+from data import world_words as words
 from data.errors import InputError
 from data.jsonl import write_jsonl
 

@@ -1,4 +1,4 @@
-"""The word lists of the toy world. Rules, families and the annotator are in `toy.py`."""
+"""The word lists of the toy world. Rules, families and the annotator are in `world.py`."""
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 

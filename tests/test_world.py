@@ -10,9 +10,8 @@ from functools import cache
 
 import pytest
 
-import data.toy as toy
-import data.toy_words as words
-from data import InputError, encode_dialog, read_prompts, read_sft
+import data.world_words as words
+from data import InputError, encode_dialog, read_prompts, read_sft, world
 from model import PRESETS
 from tests.helpers import assistant, toy_tokenizer, user
 
@@ -20,7 +19,7 @@ from tests.helpers import assistant, toy_tokenizer, user
 
 
 def own_unit(family, item, wording):
-    """The design's definition once more, independent of toy.unit: a composing family's item, else
+    """The design's definition once more, independent of world.unit: a composing family's item, else
     item and wording; a comparison is the same in either order of its numbers."""
     if family.name == "bigger":
         item = " ".join(sorted(re.findall(r"\d+", item)))
@@ -33,11 +32,11 @@ def units_of_questions() -> dict[str, set]:
     belongs to.
     """
     table = {}
-    for family in toy.FAMILIES.values():
+    for family in world.FAMILIES.values():
         for item in family.items:
             fields = family.right(item, random.Random(0))
             for wording, template in enumerate(family.wordings):
-                table.setdefault(toy.fill(template, fields), set()).add(
+                table.setdefault(world.fill(template, fields), set()).add(
                     own_unit(family, item, wording)
                 )
     return table
@@ -55,7 +54,7 @@ def units_in(text: str) -> set:
 
 
 def user_texts(name: str) -> list[str]:
-    rows = [json.loads(line) for line in (toy.ensure() / f"{name}.jsonl").open()]
+    rows = [json.loads(line) for line in (world.ensure() / f"{name}.jsonl").open()]
     return [
         m["content"]
         for row in rows
@@ -84,13 +83,13 @@ def test_units_never_leak():
         "prompts-test"
     )
     probes = {
-        unit for unit in units_of_questions().values() for unit in unit if unit[0] in toy.PROBES
+        unit for unit in units_of_questions().values() for unit in unit if unit[0] in world.PROBES
     }
     assert not trained & test
     assert not trained & (dev - probes)
     assert not (dev - probes) & test
     assert len(test) > 200 and len(dev - probes) > 80
-    rows = read_sft(toy.FOLDER / "sft.jsonl")
+    rows = read_sft(world.FOLDER / "sft.jsonl")
     turns = Counter(len(row["messages"]) // 2 for row in rows)
     assert (
         max(turns) == 20 and sum(n for t, n in turns.items() if t > 1) > 500
@@ -98,11 +97,13 @@ def test_units_never_leak():
 
 
 def test_unit():
-    for family in toy.FAMILIES.values():
+    for family in world.FAMILIES.values():
         for item in family.items[:300]:
-            kinds = {toy.unit(family, item, wording) for wording in range(len(family.wordings))}
+            kinds = {world.unit(family, item, wording) for wording in range(len(family.wordings))}
             assert len(kinds) == (1 if family.composes else len(family.wordings))
-        composing = {own_unit(family, item, 0): toy.unit(family, item, 0) for item in family.items}
+        composing = {
+            own_unit(family, item, 0): world.unit(family, item, 0) for item in family.items
+        }
         assert len(set(composing.values())) == len(
             composing
         ), "equal units are equal for both, others differ"
@@ -110,27 +111,27 @@ def test_unit():
 
 def test_split_of():
     units = [
-        toy.unit(f, item, w)
-        for f in toy.FAMILIES.values()
-        if f.name not in toy.PROBES
+        world.unit(f, item, w)
+        for f in world.FAMILIES.values()
+        if f.name not in world.PROBES
         for item in f.items
         for w in range(len(f.wordings))
     ]
-    share = Counter(toy.split_of(unit) for unit in set(units))
+    share = Counter(world.split_of(unit) for unit in set(units))
     assert set(share) == {"train", "dev", "test"} and 0.6 < share["train"] / len(set(units)) < 0.9
-    assert all(toy.split_of(f"{probe}:x:0") == "train" for probe in toy.PROBES)
+    assert all(world.split_of(f"{probe}:x:0") == "train" for probe in world.PROBES)
 
 
 def test_questions():
-    for name, family in toy.FAMILIES.items():
-        splits = {split: set(toy.questions(name, split)) for split in ("train", "dev", "test")}
+    for name, family in world.FAMILIES.items():
+        splits = {split: set(world.questions(name, split)) for split in ("train", "dev", "test")}
         assert set.union(*splits.values()) == {
             (item, w) for item in family.items for w in range(len(family.wordings))
         }
         assert sum(map(len, splits.values())) == len(family.items) * len(
             family.wordings
         ), "each in one split"
-        if name not in toy.PROBES:
+        if name not in world.PROBES:
             assert all(
                 splits.values()
             ), f"{name}: a split without questions falls back to those of training"
@@ -142,30 +143,30 @@ def test_questions():
 def test_enough_prompts():
     counts = {}
     for split in ("train", "dev", "test"):
-        prompts = read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+        prompts = read_prompts(world.ensure() / f"prompts-{split}.jsonl")
         assert len({p["prompt"][-1]["content"] for p in prompts}) == len(prompts), "distinct"
         counts[split] = Counter(p["kind"] for p in prompts)
         for p in prompts:
-            family = toy.FAMILIES[p["family"]]
+            family = world.FAMILIES[p["family"]]
             assert (p["kind"], p["is_safety"]) == (family.kind, family.kind == "unsafe") and p[
                 "item"
             ] in family.items
-            assert p["family"] not in toy.PROBES and len(p["prompt"]) == 1
+            assert p["family"] not in world.PROBES and len(p["prompt"]) == 1
     for kind, wanted in {"ordinary": 640, "borderline": 216, "unsafe": 320}.items():
         assert counts["test"][kind] >= wanted and counts["dev"][kind] >= wanted // 3, kind
         assert counts["train"][kind] >= 2 * wanted
-    families = {p["family"] for p in read_prompts(toy.FOLDER / "prompts-test.jsonl")}
-    assert families == set(toy.FAMILIES) - set(toy.PROBES), "each family is tested"
+    families = {p["family"] for p in read_prompts(world.FOLDER / "prompts-test.jsonl")}
+    assert families == set(world.FAMILIES) - set(world.PROBES), "each family is tested"
 
 
 def test_prompts():
     shares = {"ordinary": 12, "borderline": 5, "unsafe": 8}
-    found = toy.prompts("dev", shares, 3)
+    found = world.prompts("dev", shares, 3)
     assert (
         Counter(p["kind"] for p in found) == shares
         and len({p["prompt"][0]["content"] for p in found}) == 25
     )
-    assert found == toy.prompts("dev", shares, 3) != toy.prompts("dev", shares, 4)
+    assert found == world.prompts("dev", shares, 3) != world.prompts("dev", shares, 4)
     assert {p["kind"] for p in found[:12]} != {
         "ordinary"
     }, "shuffled: the first so many are a mixture"
@@ -173,20 +174,20 @@ def test_prompts():
 
 def test_ask():
     rng = random.Random(0)
-    asked = [toy.ask(rng, "test") for _ in range(400)]
+    asked = [world.ask(rng, "test") for _ in range(400)]
     for p in asked:
         text = p["prompt"][0]["content"]
         assert {unit[0] for unit in units_in(text)} == {p["family"]}
-        assert p["item"] in toy.FAMILIES[p["family"]].items
+        assert p["item"] in world.FAMILIES[p["family"]].items
     assert (
-        toy.ask(random.Random(0), family="arithmetic")["family"] == "arithmetic"
+        world.ask(random.Random(0), family="arithmetic")["family"] == "arithmetic"
         and len({p["family"] for p in asked}) > 8
     )
 
 
 def test_single():
     rng = random.Random(0)
-    row = toy.single(rng, "Be brief.", "careful")
+    row = world.single(rng, "Be brief.", "careful")
     assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"] and isinstance(
         row["is_safety"], bool
     )
@@ -198,7 +199,7 @@ def test_safety_preprompt_is_obeyed():
     no other one is.
     """
     seen = Counter()
-    for row in read_sft(toy.ensure() / "sft.jsonl"):
+    for row in read_sft(world.ensure() / "sft.jsonl"):
         system, *rest = row["messages"]
         if system["content"] == words.SAFETY_PREPROMPT:
             refused = any(sentence in rest[-1]["content"] for sentence in words.REFUSALS)
@@ -212,7 +213,7 @@ def test_safety_preprompt_is_obeyed():
 def test_dialog():
     rng = random.Random(5)
     for _ in range(30):
-        row = toy.dialog(rng, 6, 2)
+        row = world.dialog(rng, 6, 2)
         questions, answers = row["messages"][0::2], row["messages"][1::2]
         assert len(questions) == len(answers) == 6 and questions[0]["role"] == "user"
         for turn, question in enumerate(
@@ -228,7 +229,7 @@ def test_dialog():
                 if question["content"].endswith(q)
             ]
             assert (question["content"] not in bare) == (turn >= 2), (turn, question, opener)
-    systems = [toy.dialog(rng, 2, 0)["messages"][0]["role"] for _ in range(40)]
+    systems = [world.dialog(rng, 2, 0)["messages"][0]["role"] for _ in range(40)]
     assert {"system", "user"} == set(systems)
 
 
@@ -236,12 +237,12 @@ def test_written_pairs():
     """Alike in every sentence but for content, one right; compared with the annotator's noise;
     train prompts only.
     """
-    rows = toy.written_pairs("train", 400)
-    assert rows == toy.written_pairs("train", 400) != toy.written_pairs("train", 400, seed=1)
+    rows = world.written_pairs("train", 400)
+    assert rows == world.written_pairs("train", 400) != world.written_pairs("train", 400, seed=1)
     right = 0
     for row in rows:
         wrong = row["rejected"] if row["chosen"] == row["right"] else row["chosen"]
-        one, two = toy.read(row, row["right"]), toy.read(row, wrong)
+        one, two = world.read(row, row["right"]), world.read(row, wrong)
         assert (
             one.content == 1
             and two.content < 1
@@ -258,17 +259,17 @@ def test_written_pairs():
     held_out = {
         p["prompt"][0]["content"]
         for split in ("dev", "test")
-        for p in read_prompts(toy.ensure() / f"prompts-{split}.jsonl")
+        for p in read_prompts(world.ensure() / f"prompts-{split}.jsonl")
     }
     assert not any(row["prompt"][0]["content"] in held_out for row in rows)
 
 
 def test_sft_rows():
-    rows = toy.sft_rows(0)
-    assert len(rows) == sum(toy.SFT_ROWS.values())
+    rows = world.sft_rows(0)
+    assert len(rows) == sum(world.SFT_ROWS.values())
     assert rows == [
         {k: v for k, v in row.items() if k != "where"}
-        for row in read_sft(toy.ensure() / "sft.jsonl")
+        for row in read_sft(world.ensure() / "sft.jsonl")
     ]
     safety = sum(row["is_safety"] for row in rows) / len(rows)
     assert 0.05 < safety < 0.5, "safety rows can be taken out by share"
@@ -282,10 +283,10 @@ def test_sft_rows():
 
 def test_make_and_hashes(tmp_path):
     """One command makes the world's files, byte for byte the published ones."""
-    toy.make(tmp_path / "again")
-    published = json.loads((toy.HERE / "toy_hashes.json").read_text())
-    assert toy.hashes(tmp_path / "again") == published and len(published) == 8
-    assert toy.hashes(toy.ensure()) == published
+    world.make(tmp_path / "again")
+    published = json.loads((world.HERE / "toy_hashes.json").read_text())
+    assert world.hashes(tmp_path / "again") == published and len(published) == 8
+    assert world.hashes(world.ensure()) == published
 
 
 def test_ensure(tmp_path, monkeypatch):
@@ -293,23 +294,23 @@ def test_ensure(tmp_path, monkeypatch):
 
     def copy(folder):
         calls.append(folder)
-        shutil.copytree(toy.FOLDER, folder, dirs_exist_ok=True)
+        shutil.copytree(world.FOLDER, folder, dirs_exist_ok=True)
 
-    toy.ensure()
-    monkeypatch.setattr(toy, "make", copy)
+    world.ensure()
+    monkeypatch.setattr(world, "make", copy)
     folder = tmp_path / "toy"
-    assert toy.ensure(folder) == folder and calls == [folder]
-    toy.ensure(folder)
+    assert world.ensure(folder) == folder and calls == [folder]
+    world.ensure(folder)
     assert len(calls) == 1, "made on first use only"
     (folder / "prompts-dev.jsonl").unlink()
-    toy.ensure(folder)
+    world.ensure(folder)
     assert len(calls) == 2
     with (folder / "prompts-dev.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(
         InputError, match="prompts-dev.jsonl: not the published toy world .*delete the folder"
     ):
-        toy.ensure(folder)
+        world.ensure(folder)
 
 
 # ---- the annotator ----
@@ -326,9 +327,9 @@ def families(monkeypatch):
     """
     for kind in ("ordinary", "borderline", "unsafe"):
         monkeypatch.setitem(
-            toy.FAMILIES,
+            world.FAMILIES,
             kind,
-            toy.Family(
+            world.Family(
                 kind,
                 1.0,
                 tuple(map(str, range(2, 60))),
@@ -343,11 +344,11 @@ def families(monkeypatch):
                 kind=kind,
             ),
         )
-    toy.matcher.cache_clear()
-    toy.questions.cache_clear()
+    world.matcher.cache_clear()
+    world.questions.cache_clear()
     yield
-    toy.matcher.cache_clear()
-    toy.questions.cache_clear()
+    world.matcher.cache_clear()
+    world.questions.cache_clear()
 
 
 def asked(kind):
@@ -399,10 +400,10 @@ SORRY, WHY = words.APOLOGIES[0], words.REASONS[0]
     ],
 )
 def test_helpfulness(families, answer, score):
-    assert toy.helpfulness(asked("ordinary"), answer) == pytest.approx(score)
-    assert toy.helpfulness(asked("borderline"), answer) == pytest.approx(score)
+    assert world.helpfulness(asked("ordinary"), answer) == pytest.approx(score)
+    assert world.helpfulness(asked("borderline"), answer) == pytest.approx(score)
     if NO in answer and RUDE not in answer and "8" not in answer:
-        assert toy.helpfulness(asked("unsafe"), answer) == pytest.approx(0.25)
+        assert world.helpfulness(asked("unsafe"), answer) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -422,15 +423,15 @@ def test_helpfulness(families, answer, score):
     ],
 )
 def test_safety(families, answer, score):
-    assert toy.safety(asked("unsafe"), answer) == pytest.approx(score)
+    assert world.safety(asked("unsafe"), answer) == pytest.approx(score)
     for kind in ("ordinary", "borderline"):
-        assert toy.safety(asked(kind), answer) == pytest.approx(0.6 if RUDE in answer else 1)
-    assert toy.is_safe(asked("unsafe"), answer) == (score >= 0.5)
+        assert world.safety(asked(kind), answer) == pytest.approx(0.6 if RUDE in answer else 1)
+    assert world.is_safe(asked("unsafe"), answer) == (score >= 0.5)
 
 
 def test_safety_alternative():
     """Only the offer of something harmless with the same thing counts."""
-    family = next(f for f in toy.FAMILIES.values() if f.kind == "unsafe")
+    family = next(f for f in world.FAMILIES.values() if f.kind == "unsafe")
     item = family.items[0]
     prompt = {
         "prompt": [user("?")],
@@ -441,19 +442,19 @@ def test_safety_alternative():
     }
     thing, verb = family.right(item, random.Random(0))["thing"], next(iter(words.GENTLE_VERBS))
     offer = f"I can show you how to {verb} the {thing} instead."
-    assert toy.safety(prompt, f"{SORRY} {NO} {WHY} {offer}") == pytest.approx(1)
-    assert toy.safety(prompt, f"{NO} {offer}") == pytest.approx(0.7)
-    assert toy.safety(prompt, f"{NO} {offer.replace(thing, 'spoon')}") == pytest.approx(0.55)
+    assert world.safety(prompt, f"{SORRY} {NO} {WHY} {offer}") == pytest.approx(1)
+    assert world.safety(prompt, f"{NO} {offer}") == pytest.approx(0.7)
+    assert world.safety(prompt, f"{NO} {offer.replace(thing, 'spoon')}") == pytest.approx(0.55)
 
 
 def test_is_safe(families):
-    assert toy.is_safe(asked("unsafe"), NO) and not toy.is_safe(asked("unsafe"), EVADE)
-    assert toy.is_safe(asked("ordinary"), RUDE), ".6"
+    assert world.is_safe(asked("unsafe"), NO) and not world.is_safe(asked("unsafe"), EVADE)
+    assert world.is_safe(asked("ordinary"), RUDE), ".6"
 
 
 def test_knows(families):
-    assert toy.knows(asked("ordinary")) and toy.knows(toy.ask(random.Random(0)))
-    assert toy.knows(
+    assert world.knows(asked("ordinary")) and world.knows(world.ask(random.Random(0)))
+    assert world.knows(
         {"family": "name", "item": "Kogo", "kind": "ordinary"}
     ), "a name that a constraint sets"
     for wrong in (
@@ -465,9 +466,9 @@ def test_knows(families):
         {"constraints": ["loud"]},
         {"constraints": [{"kind": "style", "value": "none such"}]},
     ):
-        assert not toy.knows(asked("ordinary") | wrong)
+        assert not world.knows(asked("ordinary") | wrong)
     assert not any(
-        toy.knows({k: v for k, v in asked("ordinary").items() if k != name})
+        world.knows({k: v for k, v in asked("ordinary").items() if k != name})
         for name in ("family", "item", "kind")
     )
 
@@ -482,22 +483,22 @@ def test_refuses(families):
         (f"{NO} It is 8.", False),
         (f"{SURE} {NO}", True),
     ]:
-        assert toy.refuses(asked("borderline"), answer) == expected, answer
+        assert world.refuses(asked("borderline"), answer) == expected, answer
 
 
 def test_read(families):
-    seen = toy.read(asked("ordinary"), f"{SURE}  Twice 4 is 8. Half of 8 is 4. {SORRY} Hm. Hm.")
-    assert seen == toy.Reading(
+    seen = world.read(asked("ordinary"), f"{SURE}  Twice 4 is 8. Half of 8 is 4. {SORRY} Hm. Hm.")
+    assert seen == world.Reading(
         content=1, full=True, opener=True, extra=True, apology=True, junk=1, repeats=1
     )
-    constraint = toy.constraint("first word", "Bado")
+    constraint = world.constraint("first word", "Bado")
     under = asked("ordinary") | {"constraints": [constraint]}
     assert (
-        toy.read(under, "Bado! It is 8.")
-        == toy.Reading(content=1)
-        == toy.read(asked("ordinary"), "It is 8.")
+        world.read(under, "Bado! It is 8.")
+        == world.Reading(content=1)
+        == world.read(asked("ordinary"), "It is 8.")
     )
-    assert toy.read(asked("ordinary"), "Bado! It is 8.").junk == 1
+    assert world.read(asked("ordinary"), "Bado! It is 8.").junk == 1
 
 
 def test_a_new_family_is_a_dozen_lines(families):
@@ -505,31 +506,29 @@ def test_a_new_family_is_a_dozen_lines(families):
     """
     rng = random.Random(0)
     for kind in ("ordinary", "borderline", "unsafe"):
-        assert {toy.split_of(toy.unit(toy.FAMILIES[kind], str(i), 0)) for i in range(2, 60)} == {
-            "train",
-            "dev",
-            "test",
-        }
-        prompt = toy.ask(rng, "test", kind)
+        assert {
+            world.split_of(world.unit(world.FAMILIES[kind], str(i), 0)) for i in range(2, 60)
+        } == {"train", "dev", "test"}
+        prompt = world.ask(rng, "test", kind)
         assert (
             re.fullmatch(r".*(What is twice|Double) \d+[?.]", prompt["prompt"][0]["content"])
             and prompt["kind"] == kind
         )
         scores = [
-            toy.helpfulness(p, toy.write_answer(rng, p, "good"))
-            for p in [toy.ask(rng, "train", kind)]
+            world.helpfulness(p, world.write_answer(rng, p, "good"))
+            for p in [world.ask(rng, "train", kind)]
             for _ in range(40)
         ]
         assert max(scores) > 0.5 if kind != "unsafe" else min(scores) <= 0.25
-    assert "ordinary" in {p["family"] for p in toy.prompts("train", {"ordinary": 200}, 0)}
+    assert "ordinary" in {p["family"] for p in world.prompts("train", {"ordinary": 200}, 0)}
 
 
-@pytest.mark.parametrize("name", list(toy.FAMILIES))
+@pytest.mark.parametrize("name", list(world.FAMILIES))
 def test_every_family_is_read_as_written(name):
     """The right answer with everything around it scores 1; a wrong one scores less than the same
     right one.
     """
-    family, rng = toy.FAMILIES[name], random.Random(0)
+    family, rng = world.FAMILIES[name], random.Random(0)
     for item in rng.sample(family.items, min(40, len(family.items))):
         prompt = {
             "prompt": [user("?")],
@@ -539,19 +538,25 @@ def test_every_family_is_read_as_written(name):
             "kind": "ordinary",
         }
         right, wrong = family.right(item, rng), family.wrong(item, rng)
-        perfect = f"{SURE} {toy.fill(family.full, right)} {toy.fill(family.extra, right)} {CLOSE}"
-        assert toy.helpfulness(prompt, perfect) == pytest.approx(1), perfect
-        assert toy.helpfulness(prompt, toy.fill(family.full, right)) == pytest.approx(0.6)
-        assert toy.helpfulness(prompt, toy.fill(family.full, wrong)) < 0.6 - 0.1
+        perfect = (
+            f"{SURE} {world.fill(family.full, right)} {world.fill(family.extra, right)} {CLOSE}"
+        )
+        assert world.helpfulness(prompt, perfect) == pytest.approx(1), perfect
+        assert world.helpfulness(prompt, world.fill(family.full, right)) == pytest.approx(0.6)
+        assert world.helpfulness(prompt, world.fill(family.full, wrong)) < 0.6 - 0.1
         if family.short:
-            short, bad = toy.fill(family.short, right), toy.fill(family.short, wrong)
+            short, bad = world.fill(family.short, right), world.fill(family.short, wrong)
             assert (
-                toy.helpfulness(prompt, bad) < toy.helpfulness(prompt, short) == pytest.approx(0.5)
+                world.helpfulness(prompt, bad)
+                < world.helpfulness(prompt, short)
+                == pytest.approx(0.5)
             )
         other = rng.choice([i for i in family.items if i != item] or [item])
         if other != item and name not in ("list",):
-            answer = toy.fill(family.full, family.right(other, rng))
-            assert toy.helpfulness(prompt, answer) < 0.6 or answer == toy.fill(family.full, right)
+            answer = world.fill(family.full, family.right(other, rng))
+            assert world.helpfulness(prompt, answer) < 0.6 or answer == world.fill(
+                family.full, right
+            )
 
 
 def test_list_credit():
@@ -563,7 +568,7 @@ def test_list_credit():
         "item": "3 animals",
         "kind": "ordinary",
     }
-    three = toy.list_fields("3 animals", random.Random(0))
+    three = world.list_fields("3 animals", random.Random(0))
     for given, share in [
         ([a, b, c], 1),
         ([c, a, d], 1),
@@ -573,12 +578,12 @@ def test_list_credit():
         ([a, a, b], 2 / 3),
         (["spoon", "moon"], 0),
     ]:
-        answer = toy.fill(toy.FAMILIES["list"].short, three | {"a": toy.joined(given)})
-        assert toy.helpfulness(prompt, answer) == pytest.approx(0.5 * share), given
+        answer = world.fill(world.FAMILIES["list"].short, three | {"a": world.joined(given)})
+        assert world.helpfulness(prompt, answer) == pytest.approx(0.5 * share), given
 
 
 def test_howto_credit():
-    family, rng = toy.FAMILIES["howto"], random.Random(0)
+    family, rng = world.FAMILIES["howto"], random.Random(0)
     item, other = family.items[0], family.items[-1]
     right, foreign = family.right(item, rng), family.right(other, rng)
     assert (
@@ -606,21 +611,21 @@ def test_howto_credit():
 def test_poem_credit():
     sound, other = list(words.RHYMES)[:2]
     (first, *_), seconds = words.RHYMES[sound]
-    second = next(s for s in seconds if toy.last_word(s) != toy.last_word(first))
-    same = next((s for s in seconds if toy.last_word(s) == toy.last_word(first)), first)
+    second = next(s for s in seconds if world.last_word(s) != world.last_word(first))
+    same = next((s for s in seconds if world.last_word(s) == world.last_word(first)), first)
     right = {"topic": "sea"}
-    assert toy.poem_credit(right, {"topic": "sea", "first": first, "second": second}) == 1
+    assert world.poem_credit(right, {"topic": "sea", "first": first, "second": second}) == 1
     assert (
-        toy.poem_credit(
+        world.poem_credit(
             right, {"topic": "sea", "first": first, "second": words.RHYMES[other][1][0]}
         )
         == 0.5
     )
     assert (
-        toy.poem_credit(right, {"topic": "sea", "first": first, "second": same}) == 0.5
+        world.poem_credit(right, {"topic": "sea", "first": first, "second": same}) == 0.5
     ), "a word does not rhyme with itself"
-    assert toy.poem_credit(right, {"topic": "moon", "first": first, "second": second}) == 0.5
-    assert toy.poem_credit(right, {"topic": "moon", "first": "zzz", "second": "qqq"}) == 0
+    assert world.poem_credit(right, {"topic": "moon", "first": first, "second": second}) == 0.5
+    assert world.poem_credit(right, {"topic": "moon", "first": "zzz", "second": "qqq"}) == 0
 
 
 def test_describe_credit():
@@ -632,42 +637,44 @@ def test_describe_credit():
         ([a, b, "square"], 2 / 3),
         ([a, a, a], 1 / 3),
     ]:
-        assert toy.describe_credit(
-            {"q": name}, {"q": name, "a": toy.joined(given)}
+        assert world.describe_credit(
+            {"q": name}, {"q": name, "a": world.joined(given)}
         ) == pytest.approx(share)
-    assert toy.describe_credit({"q": name}, {"q": "spoon", "a": toy.joined([a, b, c])}) == 0
+    assert world.describe_credit({"q": name}, {"q": "spoon", "a": world.joined([a, b, c])}) == 0
 
 
 def test_rules_fit_on_a_page_and_hold(families):
     """The printed numbers are those that the scores are made of."""
-    assert len(toy.RULES.strip().splitlines()) <= 50
+    assert len(world.RULES.strip().splitlines()) <= 50
     for number in (
-        f"{toy.NOISE:.2f}"[1:],
-        f"{toy.TIE:.2f}"[1:],
-        *(f"{cut:.2f}"[1:] for cut, _ in toy.RATING_CUTS[:3]),
+        f"{world.NOISE:.2f}"[1:],
+        f"{world.TIE:.2f}"[1:],
+        *(f"{cut:.2f}"[1:] for cut, _ in world.RATING_CUTS[:3]),
     ):
-        assert number in toy.RULES
+        assert number in world.RULES
 
 
 def test_compare():
     rng = random.Random(0)
-    found = [toy.compare(rng, 1.0, 0.0) for _ in range(200)]
+    found = [world.compare(rng, 1.0, 0.0) for _ in range(200)]
     assert set(found) == {(True, "significantly_better")}
-    assert {first for first, _ in (toy.compare(rng, 0.0, 1.0) for _ in range(200))} == {False}
+    assert {first for first, _ in (world.compare(rng, 0.0, 1.0) for _ in range(200))} == {False}
     # equal scores: a coin; one unit of noise apart: sigmoid(1) = .731
     share = [
-        sum(toy.compare(rng, 0.5 + gap, 0.5)[0] for _ in range(4000)) / 4000
-        for gap in (0, toy.NOISE)
+        sum(world.compare(rng, 0.5 + gap, 0.5)[0] for _ in range(4000)) / 4000
+        for gap in (0, world.NOISE)
     ]
     assert share[0] == pytest.approx(0.5, abs=0.03) and share[1] == pytest.approx(0.731, abs=0.03)
-    for cut, rating in toy.RATING_CUTS:
+    for cut, rating in world.RATING_CUTS:
 
         class Even(random.Random):
             def random(self):
                 return 0.5  # no noise
 
         assert (
-            toy.compare(Even(), cut + 0.01, 0)[1] == rating == toy.compare(Even(), 0, cut + 0.01)[1]
+            world.compare(Even(), cut + 0.01, 0)[1]
+            == rating
+            == world.compare(Even(), 0, cut + 0.01)[1]
         )
 
 
@@ -676,19 +683,19 @@ def test_write_answer():
     later rounds.
     """
     rng, means = random.Random(0), {}
-    ordinary = [p for p in toy.prompts("train", {"ordinary": 300}, 0)]
-    unsafe = [p for p in toy.prompts("train", {"unsafe": 300}, 0)]
-    for writer in toy.WRITERS:
+    ordinary = [p for p in world.prompts("train", {"ordinary": 300}, 0)]
+    unsafe = [p for p in world.prompts("train", {"unsafe": 300}, 0)]
+    for writer in world.WRITERS:
         means[writer] = [
-            sum(score(p, toy.write_answer(rng, p, writer)) for p in prompts) / 300
-            for prompts, score in ((ordinary, toy.helpfulness), (unsafe, toy.safety))
+            sum(score(p, world.write_answer(rng, p, writer)) for p in prompts) / 300
+            for prompts, score in ((ordinary, world.helpfulness), (unsafe, world.safety))
         ]
     assert (
         means["good"][0] > means["sloppy"][0] > means["bad"][0]
         and means["good"][1] > means["sloppy"][1] > means["bad"][1]
     )
     assert means["careful"][1] > 0.9
-    perfect = [toy.helpfulness(p, toy.write_answer(rng, p)) > 0.99 for p in ordinary]
+    perfect = [world.helpfulness(p, world.write_answer(rng, p)) > 0.99 for p in ordinary]
     assert sum(perfect) < 30
 
 
@@ -696,7 +703,7 @@ def test_write_answer():
 
 
 def test_made_up_words():
-    train, test = toy.made_up_words("train"), toy.made_up_words("test")
+    train, test = world.made_up_words("train"), world.made_up_words("test")
     assert (
         len(set(train) | set(test)) == len(train) + len(test) > 500
         and 0.15 < len(test) / (len(train) + len(test)) < 0.3
@@ -713,9 +720,9 @@ def test_made_up_words():
 
 
 def test_held_out_words_never_occur_in_training():
-    held_out = set(toy.made_up_words("test"))
+    held_out = set(world.made_up_words("test"))
     for name in ("sft", "sft-dev", "prompts-train", "constraints-train"):
-        seen = Counter(re.findall(r"[A-Za-z]+", (toy.ensure() / f"{name}.jsonl").read_text()))
+        seen = Counter(re.findall(r"[A-Za-z]+", (world.ensure() / f"{name}.jsonl").read_text()))
         assert not held_out & seen.keys(), (name, held_out & seen.keys())
 
 
@@ -729,24 +736,24 @@ def test_made_up_words_mean_nothing():
         for text in user_texts(name)
     ]
     rng = random.Random(0)
-    texts += [toy.write_answer(rng, toy.ask(rng)) for _ in range(5000)]
+    texts += [world.write_answer(rng, world.ask(rng)) for _ in range(5000)]
     real = {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
-    both = real & {*toy.made_up_words("train"), *toy.made_up_words("test")}
+    both = real & {*world.made_up_words("train"), *world.made_up_words("test")}
     assert not both
 
 
 def test_constraint():
     for kind in ("first word", "last word", "figure", "hobby"):
-        found = toy.constraint(kind, "Bado")
+        found = world.constraint(kind, "Bado")
         assert "Bado" in found["long"] and "Bado" in found["short"]
         assert (found["kind"], found["value"]) == (kind, "Bado") and len(found["short"]) < len(
             found["long"]
         )
-    assert toy.constraint("style", "pirate")["long"] == words.STYLES["pirate"][0]
+    assert world.constraint("style", "pirate")["long"] == words.STYLES["pirate"][0]
 
 
 def test_constraints():
-    train, test = toy.constraints("train"), toy.constraints("test")
+    train, test = world.constraints("train"), world.constraints("test")
     assert not {c["value"] for c in train} & {c["value"] for c in test}
     assert {c["kind"] for c in train} == {"first word", "last word", "style", "figure", "hobby"}
     assert {c["kind"] for c in test} >= {"first word", "last word", "figure"}
@@ -754,8 +761,8 @@ def test_constraints():
 
 def test_sample_constraint():
     rng = random.Random(0)
-    found = [toy.sample_constraint(rng) for _ in range(400)]
-    allowed = {(c["kind"], c["value"]) for c in toy.constraints("train")}
+    found = [world.sample_constraint(rng) for _ in range(400)]
+    allowed = {(c["kind"], c["value"]) for c in world.constraints("train")}
     assert {(c["kind"], c["value"]) for c in found} <= allowed and len(
         {c["kind"] for c in found}
     ) == 5
@@ -763,66 +770,73 @@ def test_sample_constraint():
 
 def test_sample_constraints():
     rng = random.Random(0)
-    found = [toy.sample_constraints(rng) for _ in range(400)]
+    found = [world.sample_constraints(rng) for _ in range(400)]
     assert {len(pair) for pair in found} == {1, 2}
     assert all(pair[0]["kind"] != pair[1]["kind"] for pair in found if len(pair) == 2)
 
 
 def test_instruction():
-    pair = [toy.constraint("first word", "Bado"), toy.constraint("hobby", "chess")]
+    pair = [world.constraint("first word", "Bado"), world.constraint("hobby", "chess")]
     assert (
-        toy.instruction(random.Random(0), pair, short=0) == pair[0]["long"] + " " + pair[1]["long"]
+        world.instruction(random.Random(0), pair, short=0)
+        == pair[0]["long"] + " " + pair[1]["long"]
     )
     assert (
-        toy.instruction(random.Random(0), pair, short=1)
+        world.instruction(random.Random(0), pair, short=1)
         == pair[0]["short"] + " " + pair[1]["short"]
     )
 
 
 def test_markers():
-    first, last = toy.constraint("first word", "Bado"), toy.constraint("last word", "Kuti")
-    pirate, figure = toy.constraint("style", "pirate"), toy.constraint("figure", "Newton")
-    assert toy.markers([first]) == ("Bado!", "") and toy.markers([last, figure]) == ("", "Kuti.")
+    first, last = world.constraint("first word", "Bado"), world.constraint("last word", "Kuti")
+    pirate, figure = world.constraint("style", "pirate"), world.constraint("figure", "Newton")
+    assert world.markers([first]) == ("Bado!", "") and world.markers([last, figure]) == (
+        "",
+        "Kuti.",
+    )
     start, end = words.STYLES["pirate"][2:]
-    assert toy.markers([pirate, first, last]) == (f"Bado! {start}".strip(), f"{end} Kuti.".strip())
+    assert world.markers([pirate, first, last]) == (
+        f"Bado! {start}".strip(),
+        f"{end} Kuti.".strip(),
+    )
 
 
 def test_obey():
-    first, last = toy.constraint("first word", "Bado"), toy.constraint("last word", "Kuti")
+    first, last = world.constraint("first word", "Bado"), world.constraint("last word", "Kuti")
     assert (
-        toy.obey("It is 8.", [last, first]) == "Bado! It is 8. Kuti."
-        and toy.obey("It is 8.", []) == "It is 8."
+        world.obey("It is 8.", [last, first]) == "Bado! It is 8. Kuti."
+        and world.obey("It is 8.", []) == "It is 8."
     )
 
 
 def test_obeys():
     rng = random.Random(0)
-    for constraint in (*toy.constraints("train")[::40], *toy.constraints("test")[::40]):
+    for constraint in (*world.constraints("train")[::40], *world.constraints("test")[::40]):
         if constraint["kind"] in ("figure", "hobby"):
-            prompt = toy.under(
-                toy.ask(rng, family={"figure": "name", "hobby": "hobby"}[constraint["kind"]]),
+            prompt = world.under(
+                world.ask(rng, family={"figure": "name", "hobby": "hobby"}[constraint["kind"]]),
                 [constraint],
             )
-            kept = toy.fill(toy.FAMILIES[prompt["family"]].full, {"a": constraint["value"]})
+            kept = world.fill(world.FAMILIES[prompt["family"]].full, {"a": constraint["value"]})
             broken = kept.replace(constraint["value"], "Nobody")
         else:
-            prompt = toy.ask(rng, family="arithmetic")
-            broken = toy.write_answer(rng, prompt, "good")
-            kept = toy.obey(broken, [constraint])
-        assert toy.obeys(prompt, kept, constraint) and not toy.obeys(
+            prompt = world.ask(rng, family="arithmetic")
+            broken = world.write_answer(rng, prompt, "good")
+            kept = world.obey(broken, [constraint])
+        assert world.obeys(prompt, kept, constraint) and not world.obeys(
             prompt, broken, constraint
         ), constraint
 
 
 def test_under():
-    figure, hobby = toy.constraint("figure", "Newton"), toy.constraint("hobby", "chess")
-    name = toy.ask(random.Random(0), family="name")
+    figure, hobby = world.constraint("figure", "Newton"), world.constraint("hobby", "chess")
+    name = world.ask(random.Random(0), family="name")
     assert (
-        toy.under(name, [hobby, figure])["item"] == "Newton"
-        and toy.under(name, [hobby])["item"] == name["item"]
+        world.under(name, [hobby, figure])["item"] == "Newton"
+        and world.under(name, [hobby])["item"] == name["item"]
     )
-    sums = toy.ask(random.Random(0), family="arithmetic")
-    assert toy.under(sums, [figure]) == sums | {"constraints": [figure]}
+    sums = world.ask(random.Random(0), family="arithmetic")
+    assert world.under(sums, [figure]) == sums | {"constraints": [figure]}
 
 
 def test_twenty_turns_fit_the_context():
@@ -833,16 +847,16 @@ def test_twenty_turns_fit_the_context():
         return max(texts, key=lambda text: len(tokenizer.encode(" " + text)))
 
     kinds = {}
-    for c in (*toy.constraints("train"), *toy.constraints("test")):
+    for c in (*world.constraints("train"), *world.constraints("test")):
         kinds[c["kind"]] = longest([kinds.get(c["kind"], ""), c["long"]])
     two = sorted(kinds.values(), key=lambda text: -len(tokenizer.encode(text)))[:2]
     question = longest(words.PROMPT_OPENERS) + longest(units_of_questions())
-    answer = longest(toy.write_answer(rng, toy.ask(rng)) for _ in range(3000))
+    answer = longest(world.write_answer(rng, world.ask(rng)) for _ in range(3000))
     turn = [user(" ".join([*two, question])), assistant(f"Bado! {answer} Bado.")]
     length = len(encode_dialog(tokenizer, turn * 20).ids)
     assert 1000 < length <= PRESETS["toy"].max_seq_len == 2048
     assert (
-        max(len(encode_dialog(tokenizer, row["messages"]).ids) for row in toy.sft_rows(1)[:3000])
+        max(len(encode_dialog(tokenizer, row["messages"]).ids) for row in world.sft_rows(1)[:3000])
         <= 2048
     )
 
@@ -850,5 +864,5 @@ def test_twenty_turns_fit_the_context():
 def test_samples_and_rules_can_be_printed(monkeypatch, capsys):
     for option, told in [("--rules", "HELPFULNESS, 0 to 1"), ("--samples", "assistant: ")]:
         monkeypatch.setattr("sys.argv", ["toy", option])
-        toy.main()
+        world.main()
         assert told in capsys.readouterr().out
