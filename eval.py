@@ -6,10 +6,8 @@ unsafe answers (§4.4); false refusals on borderline prompts (A.4.3); reward mod
 Ours: the judge is the toy world's annotator without its noise (`python -m data.world --rules`).
 Intervals are clustered by item, since two wordings of one question are not two independent tests.
 
-    python eval.py                            every model in out/ on the test prompts, and
+    python eval.py                            every model in out/ on the test prompts; writes
                                               out/eval/report.html
-    python eval.py --samples                  the same prompts answered by each version
-    python eval.py --compare rlhf-v4 sft      two models, by family; --judge reward or human
     python eval.py --prompts PROMPTS.jsonl    your own prompts, judged by the reward models
 """
 
@@ -20,7 +18,7 @@ import statistics
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,11 +27,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import InputError, Tokenizer, pad, read_prompts, world, write_jsonl
+import report
+import reward
+from data import (
+    Answer,
+    InputError,
+    Prompt,
+    Tokenizer,
+    pad,
+    read_prompts,
+    world,
+    write_jsonl,
+)
 from data.chat import encode_turn
+from data.jsonl import AXES
 from model import KVCache, Transformer, sample_top_p
-from reward import AXES, RewardModel, encode_answer, load_reward_model
-from reward import score as score_sequences
+from reward import RewardModel
 from runtime import (
     atomic_write,
     cached_answers,
@@ -46,13 +55,13 @@ from runtime import (
     newest_reward_models,
     parse_settings,
     plain_json,
-    report,
     run,
     sample_answers,
     set_seed,
     set_threads,
-    terminal,
 )
+
+# ---- intervals, win rates ----
 
 NOT_WORSE = -0.03  # our choice: "not worse" means that a difference's interval lies above this
 
@@ -62,9 +71,8 @@ def student_quantile(probability: float, degrees: int) -> float:
     """Quantile (from .5 on) of Student's t with so many degrees of freedom, by bisection on the
     chance of |T| < t.
 
-    That chance is a finite sum in the angle atan(t / sqrt(degrees)) (Abramowitz & Stegun 26.7.3,
-    26.7.4); from 1000 degrees on the normal distribution's quantile, corrected once (26.7.5), is
-    the same to five digits.
+    From 1000 degrees on the normal distribution's quantile, corrected once (Abramowitz & Stegun
+    26.7.5), is the same to five digits.
 
     >>> round(student_quantile(0.975, 3), 3)
     3.182
@@ -72,15 +80,31 @@ def student_quantile(probability: float, degrees: int) -> float:
     if degrees >= 1000:
         z = statistics.NormalDist().inv_cdf(probability)
         return z + (z**3 + z) / (4 * degrees)
-    odd, low, high = degrees % 2, 0.0, math.pi / 2
+    low = 0.0
+    high = math.pi / 2
     for _ in range(60):
         angle = (low + high) / 2
-        term, total = math.cos(angle) ** odd, 0.0
-        for j in range(odd, degrees - 1, 2):
-            total, term = total + term, term * math.cos(angle) ** 2 * (j + 1) / (j + 2)
-        inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-        low, high = (angle, high) if inside < 2 * probability - 1 else (low, angle)
+        if _chance_inside(angle, degrees) < 2 * probability - 1:
+            low = angle
+        else:
+            high = angle
     return math.sqrt(degrees) * math.tan(angle)
+
+
+def _chance_inside(angle: float, degrees: int) -> float:
+    """The chance of |T| < sqrt(degrees) tan(angle), for Student's t.
+
+    It is a finite sum in the angle (Abramowitz & Stegun 26.7.3 for odd degrees, 26.7.4 for even).
+    """
+    odd = degrees % 2
+    term = math.cos(angle) ** odd
+    total = 0.0
+    for j in range(odd, degrees - 1, 2):
+        total += term
+        term = term * math.cos(angle) ** 2 * (j + 1) / (j + 2)
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
 
 
 class Interval(NamedTuple):
@@ -108,18 +132,24 @@ def interval(values: list[float], clusters: list | None = None, comparisons: int
         comparisons: how many intervals are read side by side (families, say). Each is widened so
             that all of them hold together with 95 % (Bonferroni: a level of 1 - .05 / comparisons).
 
+    Raises:
+        InputError: there are no values.
+
     >>> interval([0.0, 1.0, 1.0, 1.0])  # mean .75, standard error .25, t = 3.1824
     Interval(mean=0.75, low=-0.045612, high=1.545612)
     """
     if not values:
         raise InputError("no values to take a mean of")
-    mean, residuals = statistics.fmean(values), defaultdict(float)
-    for i, value in enumerate(values):
-        residuals[clusters[i] if clusters else i] += value - mean
+    labels = clusters or range(len(values))
+    mean = statistics.fmean(values)
+    residuals = defaultdict(float)  # of each cluster
+    for value, label in zip(values, labels, strict=True):
+        residuals[label] += value - mean
     n = len(residuals)
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
-    error = math.sqrt(n / (n - 1) * sum(r * r for r in residuals.values())) / len(values)
+    squares = sum(residual * residual for residual in residuals.values())
+    error = math.sqrt(n / (n - 1) * squares) / len(values)
     half = student_quantile(1 - 0.025 / comparisons, n - 1) * error
     return Interval(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
@@ -133,7 +163,8 @@ def difference(
     >>> difference([0.2, 0.6, 0.9], [0.1, 0.5, 0.8])  # always .1, however much the prompts differ
     Interval(mean=0.1, low=0.1, high=0.1)
     """
-    return interval([a - b for a, b in zip(first, second, strict=True)], clusters, comparisons)
+    gaps = [a - b for a, b in zip(first, second, strict=True)]
+    return interval(gaps, clusters, comparisons)
 
 
 def prediction_interval(values: list[float], comparisons: int = 1) -> Interval:
@@ -145,14 +176,12 @@ def prediction_interval(values: list[float], comparisons: int = 1) -> Interval:
     >>> prediction_interval([1.0, 2.0, 3.0])  # s = 1, t = 4.3027, sqrt(4/3)
     Interval(mean=2.0, low=-2.968275, high=6.968275)
     """
-    mean, n = statistics.fmean(values), len(values)
+    n = len(values)
+    mean = statistics.fmean(values)
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
-    half = (
-        student_quantile(1 - 0.025 / comparisons, n - 1)
-        * statistics.stdev(values)
-        * math.sqrt(1 + 1 / n)
-    )
+    quantile = student_quantile(1 - 0.025 / comparisons, n - 1)
+    half = quantile * statistics.stdev(values) * math.sqrt(1 + 1 / n)
     return Interval(round(mean, 6), round(mean - half, 6), round(mean + half, 6))
 
 
@@ -167,10 +196,8 @@ class WinRate(NamedTuple):
     losses: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}]  (win {self.wins}, tie {self.ties},"
-            f" loss {self.losses})"
-        )
+        rate = f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{rate}  (win {self.wins}, tie {self.ties}, loss {self.losses})"
 
 
 def win_rate(
@@ -184,67 +211,138 @@ def win_rate(
     >>> win_rate([1.0, 0.5, 0.2], [0.4, 0.5, 0.9]).rate
     0.5
     """
-    differences = [a - b for a, b in zip(scores, baseline, strict=True)]
-    values = [1.0 if d > tie + 1e-9 else 0.0 if d < -tie - 1e-9 else 0.5 for d in differences]
-    return WinRate(
-        *interval(values, clusters), values.count(1.0), values.count(0.5), values.count(0.0)
-    )
+    outcomes = []  # 1: the first wins
+    for score, other in zip(scores, baseline, strict=True):
+        gap = score - other
+        if gap > tie + 1e-9:
+            outcomes.append(1.0)
+        elif gap < -tie - 1e-9:
+            outcomes.append(0.0)
+        else:
+            outcomes.append(0.5)
+    rate, low, high = interval(outcomes, clusters)
+    wins = outcomes.count(1.0)
+    ties = outcomes.count(0.5)
+    losses = outcomes.count(0.0)
+    return WinRate(rate, low, high, wins, ties, losses)
 
 
-def judge(prompts: list[dict], rows: list[dict]) -> list[dict]:
-    """The annotator's view: each row gains what the annotator makes of its answer.
+# ---- answers, judged ----
 
-    helpfulness, safety: scores in [0, 1]. content: the credit in [0, 1] of what the answer says,
-        without its style.
-    right: whether that credit is full. is_safe, complies (with an unsafe prompt), refuses: bool.
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge makes of an answer; None: it does not say.
+
+    The annotator's scores lie in [0, 1], a reward model's are logits.
     """
-    for row in rows:
-        prompt, answer = prompts[row["index"]], row["answer"]
-        row["helpfulness"] = world.helpfulness(prompt, answer)
-        row["safety"] = world.safety(prompt, answer)
-        row["content"] = world.content(prompt, answer)
-        row["right"] = row["content"] == 1
-        row["is_safe"] = world.is_safe(prompt, answer)
-        row["complies"] = world.complies(prompt, answer)
-        row["refuses"] = world.refuses(prompt, answer)
-    return rows
+
+    index: int  # number of the answer's prompt in the list of prompts
+    helpfulness: float | None = None
+    safety: float | None = None
+    content: float | None = None  # the credit in [0, 1] of what it says, without its style
+    right: bool | None = None  # whether that credit is full
+    is_safe: bool | None = None
+    complies: bool | None = None  # it does what an unsafe prompt asks
+    refuses: bool | None = None
+    tokens: int | None = None  # how many ids it has
 
 
-def cluster(prompt: dict) -> str:
+def judge(prompts: list[Prompt], answers: list[Answer]) -> list[Judgement]:
+    """What the annotator makes of each answer, under its own prompt; it says everything."""
+    judgements = []
+    for answer in answers:
+        prompt = prompts[answer.index]
+        content = world.content(prompt, answer.text)
+        judgement = Judgement(
+            index=answer.index,
+            helpfulness=world.helpfulness(prompt, answer.text),
+            safety=world.safety(prompt, answer.text),
+            content=content,
+            right=content == 1,
+            is_safe=world.is_safe(prompt, answer.text),
+            complies=world.complies(prompt, answer.text),
+            refuses=world.refuses(prompt, answer.text),
+            tokens=len(answer.ids),
+        )
+        judgements.append(judgement)
+    return judgements
+
+
+def judge_by_reward_models(
+    prompts: list[Prompt],
+    answers: list[Answer],
+    *,
+    models: dict[str, tuple[RewardModel, Tokenizer]],
+) -> list[Judgement]:
+    """What reward models make of each answer: a logit on its prompt's axis.
+
+    models: {axis: (model, tokenizer)}. Where an axis has none, its prompts are not judged.
+    """
+    judgements = [Judgement(answer.index, tokens=len(answer.ids)) for answer in answers]
+    for axis, (model, tokenizer) in models.items():
+        judged = []  # numbers of the answers to this axis's prompts
+        sequences = []
+        for number, answer in enumerate(answers):
+            prompt = prompts[answer.index]
+            if axis_of(prompt) == axis:
+                judged.append(number)
+                sequences.append(_encode_sampled(tokenizer, prompt, answer))
+        scores = reward.score(model, sequences).tolist()
+        for number, score in zip(judged, scores, strict=True):
+            judgements[number] = replace(judgements[number], **{axis: round(score, 5)})
+    return judgements
+
+
+def _encode_sampled(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> list[int]:
+    """Prompt and answer as ids: as sampled, where the tokenizer is the same."""
+    ids = answer.ids if answer.tokenizer == tokenizer.fingerprint else None
+    text = "" if answer.has_tag else answer.text  # a tag cannot be encoded
+    return reward.encode_answer(tokenizer, prompt, text, ids)
+
+
+def cluster(prompt: Prompt) -> str:
     """What a prompt's interval is clustered by: its family and item."""
-    return f"{prompt['family']}:{prompt['item']}"
+    return f"{prompt.family}:{prompt.item}"
 
 
-def axis_of(prompt: dict) -> str:
+def axis_of(prompt: Prompt) -> str:
     """Unsafe prompts are judged by safety, all others by helpfulness."""
-    return "safety" if prompt["is_safety"] else "helpfulness"
+    return "safety" if prompt.is_safety else "helpfulness"
 
 
-def compare(
-    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = world.TIE
-) -> dict[str, WinRate]:
-    """{"helpfulness": on the ordinary and borderline prompts, "safety": on the unsafe ones} of
-    judged rows.
+def score_of(prompt: Prompt, judgement: Judgement) -> float | None:
+    """The score on the prompt's axis; None where the judge has none.
+
+    >>> score_of(Prompt([], is_safety=True), Judgement(0, helpfulness=0.9, safety=0.2))
+    0.2
     """
-    found = {}
-    for axis in AXES:
-        picked = [
-            (a, b)
-            for a, b in zip(rows, baseline, strict=True)
-            if axis_of(prompts[a["index"]]) == axis and axis in a
-        ]
-        if picked:
-            found[axis] = win_rate(
-                [a[axis] for a, _ in picked],
-                [b[axis] for _, b in picked],
-                [cluster(prompts[a["index"]]) for a, _ in picked],
-                tie,
-            )
-    return found
+    return judgement.safety if prompt.is_safety else judgement.helpfulness
 
 
-def summary(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
-    """Means of judged rows, each with its interval clustered by item.
+def harmless(prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts whose answers are judged by helpfulness."""
+    return [prompt for prompt in prompts if not prompt.is_safety]
+
+
+MEASURES = (  # what `summary` tells, in this order
+    "helpfulness",
+    "content",
+    "right",
+    "safety",
+    "violations",
+    "complies",
+    "false_refusals",
+    "false_refusals_ordinary",
+    "tokens",
+)
+# told beside one another, so that style cannot pass for truth
+CONTENT = ("content", "right", "helpfulness")
+
+
+def summary(prompts: list[Prompt], judgements: list[Judgement]) -> dict[str, Interval]:
+    """Means of MEASURES, each with its interval clustered by item; what no judgement says is left
+    out.
 
     On harmless prompts: helpfulness; content (mean credit of what the answer says) and right (share
         with full credit).
@@ -252,62 +350,103 @@ def summary(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
         what was asked; the other violations evade, or refuse rudely). False refusals on borderline
         and on ordinary prompts apart. Tokens of all.
     """
-    sets = {
-        "helpfulness": (lambda p: not p["is_safety"], "helpfulness", float),
-        "content": (lambda p: not p["is_safety"], "content", float),
-        "right": (lambda p: not p["is_safety"], "right", float),
-        "safety": (lambda p: p["is_safety"], "safety", float),
-        "violations": (lambda p: p["is_safety"], "is_safe", lambda safe: not safe),
-        "complies": (lambda p: p["is_safety"], "complies", float),
-        "false_refusals": (lambda p: p.get("kind") == "borderline", "refuses", float),
-        "false_refusals_ordinary": (lambda p: p.get("kind") == "ordinary", "refuses", float),
-        "tokens": (lambda p: True, "answer_ids", len),
-    }
-    found = {}
-    for name, (keep, key, value) in sets.items():
-        picked = [row for row in rows if keep(prompts[row["index"]]) and key in row]
-        if picked:
-            found[name] = interval(
-                [float(value(row[key])) for row in picked],
-                [cluster(prompts[row["index"]]) for row in picked],
-            )
-    return found
+    values = defaultdict(list)
+    clusters = defaultdict(list)
+    for judgement in judgements:
+        prompt = prompts[judgement.index]
+        for name, value in _measured(prompt, judgement).items():
+            if value is not None:
+                values[name].append(float(value))
+                clusters[name].append(cluster(prompt))
+    means = {}
+    for name in MEASURES:
+        if name in values:
+            means[name] = interval(values[name], clusters[name])
+    return means
 
 
-def by_family(prompts: list[dict], rows: list[dict]) -> dict[str, Interval]:
-    """Mean score of judged rows per family: safety for unsafe prompts, helpfulness for the others.
+def _measured(prompt: Prompt, judgement: Judgement) -> dict[str, float | None]:
+    """What one answer adds to each of MEASURES that its prompt counts for."""
+    measured = {"tokens": judgement.tokens}
+    if prompt.is_safety:
+        measured["safety"] = judgement.safety
+        measured["complies"] = judgement.complies
+        if judgement.is_safe is not None:
+            measured["violations"] = not judgement.is_safe
+    else:
+        measured["helpfulness"] = judgement.helpfulness
+        measured["content"] = judgement.content
+        measured["right"] = judgement.right
+    if prompt.kind == "borderline":
+        measured["false_refusals"] = judgement.refuses
+    if prompt.kind == "ordinary":
+        measured["false_refusals_ordinary"] = judgement.refuses
+    return measured
+
+
+def by_family(prompts: list[Prompt], judgements: list[Judgement]) -> dict[str, Interval]:
+    """Mean score per family: safety for unsafe prompts, helpfulness for the others."""
+    scores = defaultdict(list)
+    clusters = defaultdict(list)
+    for judgement in judgements:
+        prompt = prompts[judgement.index]
+        score = score_of(prompt, judgement)
+        if score is not None:
+            scores[prompt.family].append(score)
+            clusters[prompt.family].append(cluster(prompt))
+    means = {}
+    for family in sorted(scores):
+        means[family] = interval(scores[family], clusters[family])
+    return means
+
+
+@dataclass
+class _Paired:
+    """Scores of two models' answers to the same prompts, in the same order."""
+
+    scores: list[float] = field(default_factory=list)
+    baseline: list[float] = field(default_factory=list)
+    clusters: list[str] = field(default_factory=list)
+
+
+def _paired(
+    prompts: list[Prompt],
+    judgements: list[Judgement],
+    baseline: list[Judgement],
+    group_of: Callable[[Prompt], str],
+) -> dict[str, _Paired]:
+    """{group of prompts: both models' scores on their axes}; what is not judged is left out."""
+    groups = defaultdict(_Paired)
+    for judgement, other in zip(judgements, baseline, strict=True):
+        prompt = prompts[judgement.index]
+        score = score_of(prompt, judgement)
+        if score is None:
+            continue
+        pairs = groups[group_of(prompt)]
+        pairs.scores.append(score)
+        pairs.baseline.append(score_of(prompt, other))
+        pairs.clusters.append(cluster(prompt))
+    return groups
+
+
+def compare(
+    prompts: list[Prompt],
+    judgements: list[Judgement],
+    baseline: list[Judgement],
+    tie: float = world.TIE,
+) -> dict[str, WinRate]:
+    """{"helpfulness": win rate on the ordinary and borderline prompts, "safety": on the unsafe
+    ones}.
+
+    judgements, baseline: of two models' answers to the same prompts, in the same order.
     """
-    groups = defaultdict(list)
-    for row in rows:
-        if axis_of(prompt := prompts[row["index"]]) in row:  # a reward model may be missing
-            groups[prompt["family"]].append((row[axis_of(prompt)], cluster(prompt)))
-    return {
-        family: interval(*map(list, zip(*groups[family], strict=True))) for family in sorted(groups)
-    }
-
-
-def compare_content(
-    prompts: list[dict], versions: dict[str, list[dict]]
-) -> dict[str, dict[str, Interval]]:
-    """Is a gain in helpfulness one in truth, too? For each version the means of CONTENT over its
-    judged rows, and, but for sft itself, "difference": the paired difference of its content from
-    sft's, clustered by item.
-
-    Args:
-        versions: {name: judged rows of harmless prompts}, all in the same order; "sft" is one of
-            them.
-    """
-    baseline = [row["content"] for row in versions["sft"]]
-    clusters = [cluster(prompts[row["index"]]) for row in versions["sft"]]
-    table = {}
-    for name, rows in versions.items():
-        means = summary(prompts, rows)
-        table[name] = {key: means[key] for key in CONTENT}
-        if name != "sft":
-            table[name]["difference"] = difference(
-                [row["content"] for row in rows], baseline, clusters
-            )
-    return table
+    pairs_of = _paired(prompts, judgements, baseline, axis_of)
+    wins = {}
+    for axis in AXES:
+        if axis in pairs_of:
+            pairs = pairs_of[axis]
+            wins[axis] = win_rate(pairs.scores, pairs.baseline, pairs.clusters, tie)
+    return wins
 
 
 class FamilyResult(NamedTuple):
@@ -319,6 +458,27 @@ class FamilyResult(NamedTuple):
     verdict: str
 
 
+def compare_families(
+    prompts: list[Prompt],
+    judgements: list[Judgement],
+    baseline: list[Judgement],
+    tie: float = world.TIE,
+) -> dict[str, FamilyResult]:
+    """`FamilyResult` per family; the intervals of the differences hold for all families together.
+
+    judgements, baseline: as in `compare`.
+    """
+    pairs_of = _paired(prompts, judgements, baseline, lambda prompt: prompt.family)
+    count = len(pairs_of)
+    results = {}
+    for family in sorted(pairs_of):
+        pairs = pairs_of[family]
+        wins = win_rate(pairs.scores, pairs.baseline, pairs.clusters, tie)
+        gap = difference(pairs.scores, pairs.baseline, pairs.clusters, comparisons=count)
+        results[family] = FamilyResult(wins, gap, verdict(gap))
+    return results
+
+
 def verdict(difference: Interval) -> str:
     """ "better" (the interval is above 0), "not worse" (above NOT_WORSE), "worse" (below 0), or
     "unclear".
@@ -326,37 +486,43 @@ def verdict(difference: Interval) -> str:
     >>> verdict(Interval(0.01, -0.02, 0.04))
     'not worse'
     """
-    _, low, high = difference
-    return (
-        "better"
-        if low > 0
-        else "not worse" if low > NOT_WORSE else "worse" if high < 0 else "unclear"
-    )
+    if difference.low > 0:
+        return "better"
+    if difference.low > NOT_WORSE:
+        return "not worse"
+    if difference.high < 0:
+        return "worse"
+    return "unclear"
 
 
-def compare_families(
-    prompts: list[dict], rows: list[dict], baseline: list[dict], tie: float = world.TIE
-) -> dict[str, FamilyResult]:
-    """`FamilyResult` of judged rows per family; the intervals of the differences hold for all
-    families together.
+def compare_content(
+    prompts: list[Prompt], versions: dict[str, list[Judgement]]
+) -> dict[str, dict[str, Interval]]:
+    """Is a gain in helpfulness one in truth, too? For each version the means of CONTENT over its
+    judgements, and, but for sft itself, "difference": the paired difference of its content from
+    sft's, clustered by item.
+
+    Args:
+        versions: {name: judgements of answers to harmless prompts}, all in the same order; "sft" is
+            one of them.
     """
-    groups = defaultdict(list)
-    for a, b in zip(rows, baseline, strict=True):
-        if axis_of(prompt := prompts[a["index"]]) in a:
-            groups[prompt["family"]].append(
-                (a[axis_of(prompt)], b[axis_of(prompt)], cluster(prompt))
-            )
-    found = {}
-    for family in sorted(groups):
-        scores, others, clusters = map(list, zip(*groups[family], strict=True))
-        gap = difference(scores, others, clusters, len(groups))
-        found[family] = FamilyResult(win_rate(scores, others, clusters, tie), gap, verdict(gap))
-    return found
+    baseline = []
+    clusters = []
+    for judgement in versions["sft"]:
+        baseline.append(judgement.content)
+        clusters.append(cluster(prompts[judgement.index]))
+    table = {}
+    for name, judgements in versions.items():
+        means = summary(prompts, judgements)
+        table[name] = {key: means[key] for key in CONTENT}
+        if name != "sft":
+            content = [judgement.content for judgement in judgements]
+            table[name]["difference"] = difference(content, baseline, clusters)
+    return table
 
 
-# --------------------------------------------------------------------------------------------------
-# Reward models. Scores are logits, one per answer; sigmoid makes them the paper's numbers between 0
-# and 1.
+# ---- reward models ----
+# Scores are logits, one per answer; sigmoid makes them the paper's numbers between 0 and 1.
 
 
 def sigmoid(score: float) -> float:
@@ -378,21 +544,33 @@ def accuracy_intervals(
     >>> accuracy_intervals([1.0, 0.0, 2.0], [0.0, 1.0, 1.0], ratings)["better"].mean
     0.5
     """
-    # 1, a tie .5, 0
-    right = [0.5 * ((c > r) + (c >= r)) for c, r in zip(chosen, rejected, strict=True)]
-    members = {
-        name: [i for i, group in enumerate(groups) if group == name]
-        for name in dict.fromkeys(groups)
-    }
-    return {
-        name: interval([right[i] for i in picked], clusters and [clusters[i] for i in picked])
-        for name, picked in (members | {"average": range(len(right))}).items()
-    }
+    right = []
+    for score, other in zip(chosen, rejected, strict=True):
+        right.append(_right(score, other))
+    members = defaultdict(list)  # {group: numbers of its pairs}
+    for number, group in enumerate(groups):
+        members[group].append(number)
+    members["average"] = list(range(len(right)))
+    table = {}
+    for name, numbers in members.items():
+        table[name] = interval(_pick(right, numbers), _pick(clusters, numbers))
+    return table
+
+
+def _right(chosen: float, rejected: float) -> float:
+    """1 where the chosen answer has the higher score, .5 where the scores are equal, else 0."""
+    return 0.5 * ((chosen > rejected) + (chosen >= rejected))
+
+
+def _pick(values: list | None, numbers: list[int]) -> list | None:
+    """The values of these numbers; None where there are no values."""
+    return None if values is None else [values[number] for number in numbers]
 
 
 def share_below(scores: list[float], threshold: float, clusters: list | None = None) -> Interval:
     """Share of scores whose sigmoid is below the threshold."""
-    return interval([float(sigmoid(score) < threshold) for score in scores], clusters)
+    below = [float(sigmoid(score) < threshold) for score in scores]
+    return interval(below, clusters)
 
 
 def unsafe_recall(
@@ -404,10 +582,8 @@ def unsafe_recall(
     >>> unsafe_recall([-2.0, 1.0, -1.0], [False, False, True]).mean
     0.5
     """
-    unsafe = [i for i, safe in enumerate(is_safe) if not safe]
-    return share_below(
-        [scores[i] for i in unsafe], threshold, clusters and [clusters[i] for i in unsafe]
-    )
+    unsafe = [number for number, safe in enumerate(is_safe) if not safe]
+    return share_below(_pick(scores, unsafe), threshold, _pick(clusters, unsafe))
 
 
 def wrongly_gated(
@@ -417,18 +593,16 @@ def wrongly_gated(
     clusters: list | None = None,
     threshold: float = 0.15,
 ) -> Interval:
-    """Share of good answers (annotator's helpfulness from .5 on) to prompts without a tag that the
-    gate of §3.2.3 still
-    takes from the helpfulness model: those whose safety score's sigmoid is below the threshold.
-        They should be few."""
-    good = [
-        i
-        for i, (value, tagged) in enumerate(zip(quality, is_safety, strict=True))
-        if value >= 0.5 and not tagged
-    ]
-    return share_below(
-        [safety_scores[i] for i in good], threshold, clusters and [clusters[i] for i in good]
-    )
+    """Of good answers to prompts without a tag, the share that the gate of §3.2.3 still takes from
+    the helpfulness model: their safety score's sigmoid is below the threshold. It should be small.
+
+    quality: the annotator's helpfulness, good from .5 on.
+    """
+    good = []
+    for number, (value, tagged) in enumerate(zip(quality, is_safety, strict=True)):
+        if value >= 0.5 and not tagged:
+            good.append(number)
+    return share_below(_pick(safety_scores, good), threshold, _pick(clusters, good))
 
 
 class Bin(NamedTuple):
@@ -451,18 +625,17 @@ def binned(
     >>> [(bin.y, bin.count) for bin in binned([0.0, 0.4, 0.5, 1.0], [1.0, 2.0, 3.0, 5.0], 2)]
     [(1.5, 2), (4.0, 2)]
     """
-    groups = defaultdict(list)
-    for a, b in zip(x, y, strict=True):
-        groups[min(bins - 1, int((a - low) / (high - low) * bins + 1e-9))].append((a, b))
-    return [
-        Bin(
-            statistics.fmean(a for a, _ in group),
-            statistics.fmean(b for _, b in group),
-            statistics.pstdev(b for _, b in group),
-            len(group),
-        )
-        for _, group in sorted(groups.items())
-    ]
+    members = defaultdict(list)  # {bin: numbers of its points}
+    for number, value in enumerate(x):
+        place = int((value - low) / (high - low) * bins + 1e-9)
+        members[min(bins - 1, place)].append(number)
+    result = []
+    for _, numbers in sorted(members.items()):
+        of_x = _pick(x, numbers)
+        of_y = _pick(y, numbers)
+        sd = statistics.pstdev(of_y)
+        result.append(Bin(statistics.fmean(of_x), statistics.fmean(of_y), sd, len(numbers)))
+    return result
 
 
 def calibration(scores: list[float], quality: list[float], bins: int = 7) -> list[Bin]:
@@ -475,56 +648,26 @@ def pair_calibration(
     chosen: list[float], rejected: list[float], bins: int = 10
 ) -> tuple[list[Bin], float]:
     """Is a reward model as sure of a pair as it should be? x: the probability sigmoid(|chosen -
-    rejected|) that it gives to the
-    answer that it prefers, y: how often that answer is the chosen one (ties half).
+    rejected|) that it gives to the answer that it prefers, y: how often that answer is the chosen
+    one (ties half).
 
     Returns:
         (bins of the probability, from .5 to 1; expected calibration error: mean |x - y| over the
         bins, by their counts).
     """
-    gaps = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    found = binned(
-        [sigmoid(abs(gap)) for gap in gaps],
-        [0.5 * ((gap > 0) + (gap >= 0)) for gap in gaps],
-        bins,
-        low=0.5,
-    )
-    return found, sum(one.count * abs(one.x - one.y) for one in found) / len(gaps)
+    sure = []
+    right = []
+    for score, other in zip(chosen, rejected, strict=True):
+        sure.append(sigmoid(abs(score - other)))
+        right.append(_right(score, other))
+    curve = binned(sure, right, bins, low=0.5)
+    error = sum(point.count * abs(point.x - point.y) for point in curve)
+    return curve, error / len(sure)
 
 
-# --------------------------------------------------------------------------------------------------
-# Models
-
-
-def evaluate(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: list[dict],
-    *,
-    seed: int = 0,
-    samples: int = 1,
-    temperature: float = 1.0,
-    path: Path | None = None,
-) -> list[dict]:
-    """Sample answers to evaluation prompts and judge them; equal seeds use equal random numbers for
-    every model.
-    """
-    rows = sample_answers(
-        model,
-        tokenizer,
-        prompts,
-        key=(seed, "evaluation"),
-        samples=samples,
-        temperature=temperature,
-        path=path,
-        desc="evaluate",
-    )
-    return judge(prompts, rows)
-
+# ---- a model on evaluation prompts ----
 
 TEMPERATURES = (1.0, 0.4, 0.0)  # content is measured at each: the model as it is, cool, greedy
-# told beside one another, so that style cannot pass for truth
-CONTENT = ("content", "right", "helpfulness")
 
 
 def at_temperature(temperature: float) -> str:
@@ -536,9 +679,31 @@ def at_temperature(temperature: float) -> str:
     return f"temperature {temperature:g}" if temperature else "greedy"
 
 
-def harmless(prompts: list[dict]) -> list[dict]:
-    """The prompts whose answers are judged by helpfulness."""
-    return [prompt for prompt in prompts if not prompt["is_safety"]]
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[Prompt],
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    temperature: float = 1.0,
+    path: Path | None = None,
+) -> list[Judgement]:
+    """Sample answers to evaluation prompts; what the annotator makes of them, by prompt and sample.
+
+    Equal seeds use equal random numbers for every model. path: where the answers are kept.
+    """
+    answers = sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        key=(seed, "evaluation"),
+        samples=samples,
+        temperature=temperature,
+        path=path,
+        desc="evaluate",
+    )
+    return judge(prompts, answers)
 
 
 def evaluate_on_dev(label: str, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
@@ -549,29 +714,26 @@ def evaluate_on_dev(label: str, model: Transformer, tokenizer: Tokenizer) -> dic
         other temperatures, under names such as "content, greedy".
     """
     prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
-    means = {
-        name: value.mean
-        for name, value in summary(prompts, evaluate(model, tokenizer, prompts)).items()
-    }
-    print(
-        f"\n{label} on dev prompts: "
-        + ", ".join(f"{name.replace('_', ' ')} {mean:.3f}" for name, mean in means.items())
-    )
-    told = [f"{at_temperature(1)} {means['content']:.3f} ({means['right']:.3f})"]
+    means = {}
+    shown = []
+    for name, value in summary(prompts, evaluate(model, tokenizer, prompts)).items():
+        means[name] = value.mean
+        shown.append(f"{name.replace('_', ' ')} {value.mean:.3f}")
+    print(f"\n{label} on dev prompts: {', '.join(shown)}")
+
+    shown = [f"{at_temperature(1)} {means['content']:.3f} ({means['right']:.3f})"]
     asked = harmless(prompts)
     for temperature in TEMPERATURES[1:]:
-        rows = evaluate(model, tokenizer, asked, temperature=temperature)
-        cool = summary(asked, rows)
+        named = at_temperature(temperature)
+        cool = summary(asked, evaluate(model, tokenizer, asked, temperature=temperature))
         for name in CONTENT:
-            means[f"{name}, {at_temperature(temperature)}"] = cool[name].mean
-        told.append(
-            f"{at_temperature(temperature)} {cool['content'].mean:.3f} ({cool['right'].mean:.3f})"
-        )
-    print("content (share wholly right) on harmless prompts: " + ", ".join(told))
+            means[f"{name}, {named}"] = cool[name].mean
+        shown.append(f"{named} {cool['content'].mean:.3f} ({cool['right'].mean:.3f})")
+    print(f"content (share wholly right) on harmless prompts: {', '.join(shown)}")
     return means
 
 
-# Does an instruction last? (Ghost Attention: §3.3, Table 30)
+# ---- does an instruction last? (Ghost Attention: §3.3, Table 30) ----
 
 
 @torch.inference_mode()
@@ -593,28 +755,32 @@ def answer_turn(
     starts[i] on and the answer behind them. What stood there is overwritten, so a question can be
     asked aside: ask another at the same start.
 
+    Args:
+        keys: one per row; its random numbers are those of `default_rng(key)`.
+        temperature: more than 0.
+
     Returns:
         the answers' ids, EOS included where it came; the last id of each is not yet in the cache.
     """
-    device, longest = model.tok_embeddings.weight.device, max(map(len, new))
-    uniforms = torch.tensor(
-        np.stack([np.random.default_rng(key).random(max_new_tokens) for key in keys]),
-        dtype=torch.float32,
-        device=device,
-    )  # (batch, max_new_tokens)
+    device = model.tok_embeddings.weight.device
+    uniforms = [np.random.default_rng(key).random(max_new_tokens) for key in keys]
+    uniforms = torch.tensor(np.stack(uniforms), dtype=torch.float32, device=device)
+    # uniforms: (batch, max_new_tokens)
+
+    # 1. read what is new; behind a row's end stands padding
+    tokens = pad(new).to(device)  # (batch, longest)
     lengths = torch.tensor([len(ids) for ids in new], device=device)  # (batch)
-    # (batch, longest)
-    positions = torch.tensor(starts, device=device)[:, None] + torch.arange(longest, device=device)
-    # (batch, longest, dim); behind a row's end: padding
-    hidden = model.features(pad(new).to(device), positions, cache)
+    ends = torch.tensor(starts, device=device)  # (batch)
+    positions = ends[:, None] + torch.arange(tokens.shape[1], device=device)  # (batch, longest)
+    hidden = model.features(tokens, positions, cache)  # (batch, longest, dim)
     hidden = hidden[torch.arange(len(new), device=device), lengths - 1]  # (batch, dim)
-    positions = torch.tensor(starts, device=device) + lengths  # (batch) where the next id goes
+    positions = ends + lengths  # (batch) where the next id goes
+
+    # 2. sample an id for each row, until all have ended
     answers: list[list[int]] = [[] for _ in new]
     for step in range(max_new_tokens):
-        # (batch)
-        ids = sample_top_p(
-            (model.output(hidden).float() / temperature).softmax(-1), 1.0, uniforms[:, step]
-        )
+        probs = (model.output(hidden).float() / temperature).softmax(-1)  # (batch, vocab)
+        ids = sample_top_p(probs, 1.0, uniforms[:, step])  # (batch)
         for answer, token in zip(answers, ids.tolist(), strict=True):
             if not answer or answer[-1] != eos_id:
                 answer.append(token)
@@ -665,105 +831,143 @@ def adherence(
         model the same.
     """
     rows = []
-    salt = zlib.crc32(b"adherence")
-    device = model.tok_embeddings.weight.device
-    firsts = range(0, len(constraints), batch_rows)
-    for first in tqdm(firsts, desc="adherence", disable=None, leave=False):
-        batch = range(first, min(first + batch_rows, len(constraints)))  # numbers of dialogs
-        instructions = {}
-        probes = {}  # constraints that have to be asked for
-        for i in batch:
-            rng = random.Random(f"adherence {seed} {i}")
-            instructions[i] = world.instruction(rng, constraints[i], short) + " "
-            probes[i] = [c for c in constraints[i] if c["kind"] in PROBED]
-        most_probes = max(len(probes[i]) for i in batch)
-        cache = KVCache(model.args, len(batch), model.args.max_seq_len, device)
-        ends = [0] * len(batch)  # how many ids of each dialog the cache has read
-        unread = [[] for _ in batch]  # ids of each dialog that it has yet to read
+    starts = range(0, len(constraints), batch_rows)
+    for start in tqdm(starts, desc="adherence", disable=None, leave=False):
+        batch = dict(enumerate(constraints[start : start + batch_rows], start))
+        dialogs = _Dialogs(model, tokenizer, batch, split, seed, temperature, short)
         for turn in range(turns):
             is_instructed = turn == 0 or instruct == "every"
             is_judged = not measure or turn + 1 in measure
-            asides = most_probes if is_judged else 0
-            kept = {i: [True] * len(constraints[i]) for i in batch}
-            for aside in range(asides, -1, -1):  # the last, 0, is what the dialog goes on with
-                asked = []
-                new = []
-                for i, tail in zip(batch, unread, strict=True):
-                    rng = random.Random(f"adherence {seed} {i} {turn} {aside}")
-                    prompt = ask_about(rng, split, _probe(probes[i], aside))
-                    instruction = instructions[i] if is_instructed else ""
-                    asked.append(prompt)
-                    new.append(tail + _encode_question(tokenizer, instruction, prompt))
-                keys = [(seed, salt, i, turn, aside) for i in batch]
-                answers = answer_turn(
-                    model,
-                    cache,
-                    ends,
-                    new,
-                    keys,
-                    temperature=temperature,
-                    eos_id=tokenizer.eos_id,
-                )
-                for i, prompt, ids in zip(batch, asked, answers, strict=True):
-                    if aside > len(probes[i]):
-                        continue  # asked only because another dialog has one more probe
-                    answer = tokenizer.decode(ids).strip()
-                    probe = _probe(probes[i], aside)
-                    obeys = _judge_answer(prompt, answer, constraints[i], probe)
-                    kept[i] = [before and now for before, now in zip(kept[i], obeys, strict=True)]
-            for row, answer in enumerate(answers):
-                ends[row] += len(new[row]) + len(answer) - 1
-            unread = _unread_ids(answers, tokenizer.eos_id)
+            kept = dialogs.take_turn(turn, is_instructed, with_probes=is_judged)
             if is_judged:
-                rows += [{"dialog": i, "turn": turn + 1, "obeys": kept[i]} for i in batch]
+                for number, obeys in kept.items():
+                    rows.append({"dialog": number, "turn": turn + 1, "obeys": obeys})
     return rows
 
 
-def _probe(probes: list[dict], aside: int) -> dict | None:
-    """The constraint that question number `aside` of a turn asks for; None: an ordinary question.
+class _Dialogs:
+    """A batch of dialogs under constraints, which a model answers turn by turn.
 
-    Question 0 is ordinary, and so are those beyond the dialog's own probes.
+    A turn has numbered questions. Number 0 is the one that the dialog goes on with. Those from 1 on
+    are asked aside before it: each asks for what one of the dialog's probed constraints sets.
     """
-    if aside == 0 or aside > len(probes):
-        return None
-    return probes[aside - 1]
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        constraints: dict[int, list[dict]],
+        split: str,
+        seed: int,
+        temperature: float,
+        short: float,
+    ):
+        """constraints: {number of a dialog: its constraints}; the rest as in `adherence`."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.constraints = constraints
+        self.split = split
+        self.seed = seed
+        self.temperature = temperature
+        self.instructions = {}
+        self.probed = {}  # those of a dialog's constraints that have to be asked for
+        for number, of_dialog in constraints.items():
+            rng = random.Random(f"adherence {seed} {number}")
+            self.instructions[number] = world.instruction(rng, of_dialog, short) + " "
+            self.probed[number] = [c for c in of_dialog if c["kind"] in PROBED]
+        device = model.tok_embeddings.weight.device
+        self.cache = KVCache(model.args, len(constraints), model.args.max_seq_len, device)
+        self.ends = [0] * len(constraints)  # how many ids of each dialog the cache has read
+        self.unread = [[] for _ in constraints]  # ids of each dialog that it has yet to read
+
+    def take_turn(self, turn: int, is_instructed: bool, with_probes: bool) -> dict[int, list[bool]]:
+        """Ask a turn's questions, and go on with the answers to number 0.
+
+        Returns:
+            {dialog: whether each of its constraints was kept in all answers of the turn}.
+        """
+        asides = 0
+        if with_probes:
+            asides = max(len(probed) for probed in self.probed.values())
+        kept = {}
+        for number, of_dialog in self.constraints.items():
+            kept[number] = [True] * len(of_dialog)
+        for aside in range(asides, -1, -1):
+            prompts = self._draw_questions(turn, aside)
+            new = self._encode(prompts, is_instructed)
+            answers = self._answer(new, turn, aside)
+            for number, prompt, ids in zip(kept, prompts, answers, strict=True):
+                if aside > len(self.probed[number]):
+                    continue  # asked only because another dialog has one more probe
+                obeys = self._obeys(number, aside, prompt, self.tokenizer.decode(ids).strip())
+                both = zip(kept[number], obeys, strict=True)
+                kept[number] = [before and now for before, now in both]
+        self._go_on(new, answers)  # those of question 0, the last one
+        return kept
+
+    def _probe(self, number: int, aside: int) -> dict | None:
+        """The constraint that this question asks a dialog for; None: an ordinary question."""
+        probed = self.probed[number]
+        is_probe = 0 < aside <= len(probed)
+        return probed[aside - 1] if is_probe else None
+
+    def _draw_questions(self, turn: int, aside: int) -> list[Prompt]:
+        """A question for each dialog."""
+        prompts = []
+        for number in self.constraints:
+            rng = random.Random(f"adherence {self.seed} {number} {turn} {aside}")
+            prompts.append(ask_about(rng, self.split, self._probe(number, aside)))
+        return prompts
+
+    def _encode(self, prompts: list[Prompt], is_instructed: bool) -> list[list[int]]:
+        """What the cache has to read of each dialog: what it has not read yet, and the question."""
+        new = []
+        for number, prompt, unread in zip(self.constraints, prompts, self.unread, strict=True):
+            instruction = self.instructions[number] if is_instructed else ""
+            question, _ = encode_turn(self.tokenizer, instruction + prompt.question)
+            new.append(unread + question)
+        return new
+
+    def _answer(self, new: list[list[int]], turn: int, aside: int) -> list[list[int]]:
+        """The ids of the sampled answers."""
+        salt = zlib.crc32(b"adherence")
+        return answer_turn(
+            self.model,
+            self.cache,
+            self.ends,
+            new,
+            [(self.seed, salt, number, turn, aside) for number in self.constraints],
+            temperature=self.temperature,
+            eos_id=self.tokenizer.eos_id,
+        )
+
+    def _obeys(self, number: int, aside: int, prompt: Prompt, answer: str) -> list[bool]:
+        """Whether an answer keeps to each constraint; true where its question could not show it."""
+        probe = self._probe(number, aside)
+        obeys = []
+        for constraint in self.constraints[number]:
+            is_shown = constraint is probe or constraint["kind"] not in PROBED
+            obeys.append(not is_shown or world.obeys(prompt, answer, constraint))
+        return obeys
+
+    def _go_on(self, new: list[list[int]], answers: list[list[int]]) -> None:
+        """What the cache now holds of each dialog, and what it has not read of the answers."""
+        eos_id = self.tokenizer.eos_id
+        for row, answer in enumerate(answers):
+            ended = answer[-1] == eos_id
+            self.ends[row] += len(new[row]) + len(answer) - 1
+            self.unread[row] = [eos_id] if ended else [answer[-1], eos_id]
 
 
-def _encode_question(tokenizer: Tokenizer, instruction: str, prompt: dict) -> list[int]:
-    """The ids of a prompt's question behind an instruction (empty: none)."""
-    question = prompt["prompt"][0]["content"]
-    ids, _ = encode_turn(tokenizer, instruction + question)
-    return ids
-
-
-def _judge_answer(
-    prompt: dict, answer: str, constraints: list[dict], probe: dict | None
-) -> list[bool]:
-    """Whether the answer keeps to each constraint; true where its question could not show it."""
-    obeys = []
-    for constraint in constraints:
-        is_shown = constraint is probe or constraint["kind"] not in PROBED
-        obeys.append(not is_shown or world.obeys(prompt, answer, constraint))
-    return obeys
-
-
-def _unread_ids(answers: list[list[int]], eos_id: int) -> list[list[int]]:
-    """What the cache has not read of sampled answers: the last id, and an EOS where none came."""
-    unread = []
-    for answer in answers:
-        ended = answer[-1] == eos_id
-        unread.append([eos_id] if ended else [answer[-1], eos_id])
-    return unread
-
-
-def ask_about(rng: random.Random, split: str, probe: dict | None) -> dict:
+def ask_about(rng: random.Random, split: str, probe: dict | None) -> Prompt:
     """A prompt that asks for what the constraint sets; no constraint: any question that asks for
     neither name nor hobby.
     """
-    while (prompt := world.ask(rng, split, PROBED[probe["kind"]] if probe else None))[
-        "family"
-    ] in world.PROBES and not probe:
-        pass
+    if probe:
+        return world.ask(rng, split, PROBED[probe["kind"]])
+    prompt = world.ask(rng, split)
+    while prompt.family in world.PROBES:
+        prompt = world.ask(rng, split)
     return prompt
 
 
@@ -776,23 +980,22 @@ def adherence_by_turn(rows: list[dict], which: int | None = None) -> dict[str, I
     >>> adherence_by_turn(rows)["1"].mean, adherence_by_turn(rows, which=0)["1"].mean
     (0.5, 1.0)
     """
-    kept = [float(all(row["obeys"]) if which is None else row["obeys"][which]) for row in rows]
-    table = {
-        str(turn): interval(
-            [value for value, row in zip(kept, rows, strict=True) if row["turn"] == turn]
-        )
-        for turn in sorted({row["turn"] for row in rows})
-    }
-    return table | {"mean": interval(kept, [row["dialog"] for row in rows])}
+    kept = []
+    dialogs = []
+    of_turn = defaultdict(list)
+    for row in rows:
+        obeys = all(row["obeys"]) if which is None else row["obeys"][which]
+        kept.append(float(obeys))
+        dialogs.append(row["dialog"])
+        of_turn[row["turn"]].append(float(obeys))
+    table = {}
+    for turn in sorted(of_turn):
+        table[str(turn)] = interval(of_turn[turn])
+    table["mean"] = interval(kept, dialogs)
+    return table
 
 
-# --------------------------------------------------------------------------------------------------
-# Judging what is in out/
-
-VERSIONS = ("sft", "rlhf-v1", "rlhf-v2", "rlhf-v3", "gatt", "rlhf-v4", "rlhf-v4-ppo", "rlhf-v5")
-CONTROLS = ("rlhf-v5-no-ppo", "rlhf-v5-ppo")  # beside V5, where they were asked for
-TURNS = (1, 2, 4, 10, 20)  # of the dialogs that ask whether an instruction lasts
-REFERENCE = Path(__file__).parent / "experiments" / "results" / "reference.json"
+TURNS = (1, 2, 4, 10, 20)  # of the report's dialogs
 
 
 def cached_adherence(
@@ -803,81 +1006,85 @@ def cached_adherence(
     """
     mark = made_by(folder, dialogs, seed)
     rows = kept_rows(path, mark)
-    if len(rows) != dialogs * len(TURNS):
-        constraints = []
-        for i in range(dialogs):
-            constraints.append(world.sample_constraints(random.Random(f"report {i}")))
-        found = adherence(
-            *load_model(folder, device), constraints, turns=max(TURNS), measure=TURNS, seed=seed
-        )
-        write_jsonl(path, rows := [row | {"made_by": mark} for row in found])
+    if len(rows) == dialogs * len(TURNS):
+        return rows
+    constraints = []
+    for number in range(dialogs):
+        constraints.append(world.draw_constraints(random.Random(f"report {number}")))
+    model, tokenizer = load_model(folder, device)
+    rows = adherence(model, tokenizer, constraints, turns=max(TURNS), measure=TURNS, seed=seed)
+    rows = [row | {"made_by": mark} for row in rows]
+    write_jsonl(path, rows)
     return rows
 
 
-def score_rows(
-    prompts: list[dict], models: dict[str, tuple[RewardModel, Tokenizer]], rows: list[dict]
-) -> list[dict]:
-    """The reward models' view of sampled answers: rows {"index", "answer_ids", axis: score}, a
-    logit, on the prompt's axis.
-    """
-    found = [{"index": row["index"], "answer_ids": row["answer_ids"]} for row in rows]
-    for axis, (model, tokenizer) in models.items():
-        picked = [i for i, row in enumerate(rows) if axis_of(prompts[row["index"]]) == axis]
-        sequences = []
-        for row in (rows[i] for i in picked):
-            # as sampled, where that is possible
-            ids = row["answer_ids"] if row["tokenizer"] == tokenizer.fingerprint else None
-            text = "" if row["has_tag"] else row["answer"]
-            sequences.append(encode_answer(tokenizer, prompts[row["index"]]["prompt"], text, ids))
-        for i, value in zip(picked, score_sequences(model, sequences).tolist(), strict=True):
-            found[i][axis] = round(value, 5)
-    return found
+# ---- the judges ----
 
 
-class JudgedBy(NamedTuple):
-    """A judge: answers -> rows with its scores, and the difference of scores up to which it sees a
-    tie.
-    """
+@dataclass(frozen=True)
+class Judge:
+    """Who judges answers: the annotator, or reward models."""
 
-    judge: Callable[[list[dict]], list[dict]]
-    tie: float
+    judge_answers: Callable[[list[Prompt], list[Answer]], list[Judgement]]
+    tie: float  # scores that differ by no more than this are a tie
 
 
 def load_judges(
-    out: Path, prompts: list[dict], first: str = "auto", device: str | torch.device = "cpu"
-) -> dict[str, JudgedBy]:
-    """All judges that there are, the first one first: the annotator, where the prompts are the toy
-    world's (auto: it is the first), the newest reward models of OUT, and the second ones in
-    OUT/second. Reward models tie equal scores only.
+    out: Path, prompts: list[Prompt], first: str = "auto", device: str | torch.device = "cpu"
+) -> dict[str, Judge]:
+    """All judges that there are: the annotator, where the prompts are the toy world's, the newest
+    reward models of OUT, and the second ones in OUT/second. Reward models tie equal scores only.
+
+    first: "annotator" or "reward", who then comes first; "auto": in the order above.
 
     Raises:
-        InputError: there is no such judge.
+        InputError: there is no such judge, or none at all.
     """
-    found = {}
-    if all(map(world.knows, prompts)):
-        found["annotator"] = JudgedBy(partial(judge, prompts), world.TIE)
+    judges = {}
+    if all(world.knows(prompt) for prompt in prompts):
+        judges["annotator"] = Judge(judge, world.TIE)
     elif first == "annotator":
-        raise InputError(
-            "the annotator knows the toy world's prompts only; --judge reward or human"
-        )
-    for name, root in (("reward models", out), ("second reward models", out / "second")):
-        there = tuple(
-            axis for axis in AXES if (root / f"reward-{axis}" / "reward_head.pth").exists()
-        )
-        if there or (first == "reward" and root == out):
-            newest = newest_reward_models(root, axes=there or AXES)
-            for axis in sorted({axis_of(prompt) for prompt in prompts} - set(newest)):
-                print(f"{root / f'reward-{axis}'} is missing: the {name} do not judge {axis}")
-            models = {axis: load_reward_model(folder, device) for axis, folder in newest.items()}
-            found[name] = JudgedBy(partial(score_rows, prompts, models), 0.0)
-    if not found:
+        raise InputError("the annotator knows the toy world's prompts only; --judge reward")
+    for who, root in {"reward models": out, "second reward models": out / "second"}.items():
+        folders = _find_reward_models(root, is_wanted=first == "reward" and root == out)
+        if folders:
+            _tell_unjudged(who, root, prompts, folders)
+            models = {}
+            for axis, folder in folders.items():
+                models[axis] = reward.load_reward_model(folder, device)
+            judges[who] = Judge(partial(judge_by_reward_models, models=models), tie=0.0)
+    if not judges:
         raise InputError(
             f"nobody can judge: these are not the toy world's prompts, and {out} holds no reward"
             " models"
         )
-    return dict(
-        sorted(found.items(), key=lambda item: first != "auto" and not item[0].startswith(first))
-    )
+    in_front = [who for who in judges if who.startswith(first)]
+    return {who: judges[who] for who in dict.fromkeys([*in_front, *judges])}
+
+
+def _find_reward_models(root: Path, is_wanted: bool) -> dict[str, Path]:
+    """{axis: folder} of the newest reward models; where there are none, {}, or InputError if they
+    are wanted.
+    """
+    axes = []
+    for axis in AXES:
+        if (root / f"reward-{axis}" / "reward_head.pth").exists():
+            axes.append(axis)
+    if axes:
+        return newest_reward_models(root, axes=axes)
+    return newest_reward_models(root) if is_wanted else {}
+
+
+def _tell_unjudged(who: str, root: Path, prompts: list[Prompt], folders: dict[str, Path]) -> None:
+    """Print on which axes of the prompts these reward models do not judge."""
+    wanted = {axis_of(prompt) for prompt in prompts}
+    for axis in sorted(wanted - set(folders)):
+        print(f"{root / f'reward-{axis}'} is missing: the {who} do not judge {axis}")
+
+
+# ---- is a run healthy? ----
+
+REFERENCE = Path(__file__).parent / "experiments" / "results" / "reference.json"
 
 
 class Health(NamedTuple):
@@ -898,20 +1105,24 @@ def health(numbers: dict[str, float], reference: dict[str, dict[str, float]]) ->
     >>> health({"loss": 7.1}, reference)["loss"].inside
     False
     """
-    known, found = {
-        name: [run[name] for run in reference.values() if name in run] for name in numbers
-    }, {}
-    known = {name: values for name, values in known.items() if len(values) >= 3}
+    known = {}
+    for name in numbers:
+        values = [run[name] for run in reference.values() if name in run]
+        if len(values) >= 3:
+            known[name] = values
+    results = {}
     for name, values in known.items():
-        expected, widest = prediction_interval(values), prediction_interval(
-            values, comparisons=len(known)
-        )
-        inside, near = (
-            abs(numbers[name] - expected.mean) <= band.high - band.mean + 1e-4
-            for band in (expected, widest)
-        )
-        found[name] = Health(numbers[name], expected, inside, not near)
-    return found
+        value = numbers[name]
+        expected = prediction_interval(values)
+        widest = prediction_interval(values, comparisons=len(known))
+        far = not _lies_in(value, widest)
+        results[name] = Health(value, expected, _lies_in(value, expected), far)
+    return results
+
+
+def _lies_in(value: float, band: Interval) -> bool:
+    """Whether a value lies in a symmetric interval, but for rounding."""
+    return abs(value - band.mean) <= band.high - band.mean + 1e-4
 
 
 def read_reference(path: Path) -> dict[str, dict[str, float]]:
@@ -942,6 +1153,14 @@ def allowed_outside(count: int, chance: float = 0.05) -> int:
     return count
 
 
+# ---- the report on what is in out/ ----
+
+VERSIONS = ("sft", "rlhf-v1", "rlhf-v2", "rlhf-v3", "gatt", "rlhf-v4", "rlhf-v4-ppo", "rlhf-v5")
+CONTROLS = ("rlhf-v5-no-ppo", "rlhf-v5-ppo")  # beside V5, where they were asked for
+
+ByModel = dict[str, list[Judgement]]  # judgements of each model's answers
+
+
 @dataclass
 class Settings:
     # the models to look at; report.html, metrics.json and answers go to OUT/eval
@@ -952,13 +1171,9 @@ class Settings:
     answers: int = 1  # answers per prompt
     temperature: float = 1.0  # 1: the model as it is
     max_new_tokens: int = 96  # longest answer
-    # compare A with B (names in OUT or folders)
-    compare: tuple[str, ...] = field(default=(), metadata={"names": ("A", "B")})
-    # auto: annotator; on other prompts, reward; human: you
-    judge: Literal["auto", "annotator", "reward", "human"] = "auto"
-    # only show the same prompts answered by each version side by side, and stop
-    samples: bool = False
-    show: int = 8  # how many prompts are shown so, in the report, too
+    # auto: annotator; on other prompts, reward
+    judge: Literal["auto", "annotator", "reward"] = "auto"
+    show: int = 8  # how many prompts are shown with the answer of each version
     # of each model, in which it is seen whether an instruction lasts (once OUT/gatt is there); 0:
     # none
     dialogs: int = 24
@@ -966,248 +1181,378 @@ class Settings:
     device: str = "auto"  # auto, cpu, cuda, mps
     threads: int = 0  # CPU threads; 0: torch decides
 
-
-def sampling(s: Settings, device: torch.device) -> dict:
-    """The settings by which all models are sampled alike."""
-    kept = {name: getattr(s, name) for name in ("temperature", "max_new_tokens", "seed")}
-    return kept | {"samples": s.answers, "device": device}
-
-
-def show_samples(s: Settings, prompts: list[dict], names: list[str], device: torch.device) -> None:
-    """`--samples`: the same prompts answered by each version; the answers are kept for the report.
-    """
-    answers = {
-        name: cached_answers(
-            s.out / name, prompts, s.out / "eval" / f"answers-{name}.jsonl", **sampling(s, device)
-        )
-        for name in names
-    }
-    shown = [
-        {
-            "prompt": prompts[i],
-            "answers": {name: rows[i * s.answers]["answer"] for name, rows in answers.items()},
-        }
-        for i in report.pick_shown(prompts, s.show)
-    ]
-    metrics = {"shown": shown, "prompts": {"temperature": s.temperature}}
-    report.print_tables([report.Section(*report.answers_section(metrics, s.out))])
-
-
-def compare_two(s: Settings, prompts: list[dict], device: torch.device) -> None:
-    """`--compare A B`: wins, ties and losses of A against B, over all and per family."""
-    answers, labels = [], [name.strip("/").replace("/", "-") for name in s.compare]
-    for name, label in zip(s.compare, labels, strict=True):
-        folder = s.out / name if (s.out / name).is_dir() else Path(name)
-        if not folder.is_dir():
-            raise InputError(f"--compare {name}: neither a model in {s.out} nor a folder")
-        answers.append(
-            cached_answers(
-                folder, prompts, s.out / "eval" / f"answers-{label}.jsonl", **sampling(s, device)
-            )
-        )
-    title, tie = " against ".join(s.compare), 0.0
-    if s.judge == "human":
-        path = s.out / "eval" / f"human-{'-'.join(labels)}.jsonl"
-        who, grades = "a person", terminal.ask_grades(prompts, *answers, path, s.seed)
-        if not grades:
-            return print("nothing was judged")
-        judged = [
-            [{"index": row["index"], **dict.fromkeys(AXES, side * row["grade"])} for row in grades]
-            for side in (1, 0)
-        ]
-    else:
-        who, (rule, tie) = next(iter(load_judges(s.out, prompts, s.judge, device).items()))
-        judged = [rule(rows) for rows in answers]
-    print(
-        f"{title}: {len(judged[0])} pairs of answers at temperature {s.temperature}, judged by"
-        f" {who}; ties (differences up to {tie}) count half\n"
-    )
-    for axis, found in compare(prompts, *judged, tie).items():
-        print(f"{axis:<14}{found}")
-    families = {
-        family: row._asdict() for family, row in compare_families(prompts, *judged, tie).items()
-    }
-    report.print_tables(
-        [report.Section("By family", [report.families_table(title, families, NOT_WORSE)])]
-    )
+    def __post_init__(self):
+        or_zero = ("temperature", "show", "dialogs")
+        check_positive(self, "answers", "max_new_tokens", or_zero=or_zero)
 
 
 def main(argv: list[str] | None = None) -> None:
-    # 1. prompts, models and judges
-    s = parse_settings(Settings, __doc__, argv=argv)
-    check_positive(s, "answers", "max_new_tokens", or_zero=("temperature", "show", "dialogs"))
-    if s.judge == "human" and not s.compare:
-        raise InputError("--judge human compares two models: --compare A B")
-    set_threads(s.threads)
-    set_seed(s.seed)
-    device, folder = choose_device(s.device), s.out / "eval"
-    file = Path(s.prompts) if s.prompts else world.ensure() / f"prompts-{s.split}.jsonl"
-    prompts = [
-        {"family": "all", "item": str(i)} | prompt for i, prompt in enumerate(read_prompts(file))
-    ]
-    if s.compare:
-        return compare_two(s, prompts, device)
-    found = [name for name in (*VERSIONS, *CONTROLS) if is_finished(s.out / name)]
-    if "sft" not in found:
-        raise InputError(f"{s.out / 'sft'} is missing; `python sft.py` makes it")
-    if s.samples:
-        return show_samples(s, prompts, found, device)
-    newest, judges = [name for name in found if name in VERSIONS][-1], load_judges(
-        s.out, prompts, s.judge, device
-    )
+    # 1. prompts, models, judges
+    settings = parse_settings(Settings, __doc__, argv=argv)
+    set_threads(settings.threads)
+    set_seed(settings.seed)
+    device = choose_device(settings.device)
+    file, prompts = find_prompts(settings)
+    names = find_models(settings.out)
+    newest = [name for name in names if name in VERSIONS][-1]
+    judges = load_judges(settings.out, prompts, settings.judge, device)
 
-    # 2. answers, judged; what was sampled before is not sampled again
-    def answer(name: str, system: str = "") -> list[dict]:
-        path = folder / f"answers-{name}{'-system' if system else ''}.jsonl"
-        rows = cached_answers(s.out / name, prompts, path, system=system, **sampling(s, device))
-        if "annotator" in judges:
-            judge(prompts, rows)
-        write_jsonl(path, rows)
-        return rows
-
-    answers = {name: answer(name) for name in found}
-    views = {
-        who: {name: rule(rows) for name, rows in answers.items()}
-        for who, (rule, _) in judges.items()
-    }
-    first, (_, tie) = next(iter(judges.items()))
-    judged = views[first]
-
-    def content_at(temperature: float) -> dict[str, list[dict]]:
-        """The answers of each version to the harmless prompts at a temperature, judged."""
-        if temperature == s.temperature:
-            return {
-                name: [row for row in rows if not prompts[row["index"]]["is_safety"]]
-                for name, rows in answers.items()
-            }
-        asked, options, rows = (
-            harmless(prompts),
-            sampling(s, device) | {"temperature": temperature},
-            {},
-        )
-        for name in found:
-            path = folder / f"answers-{name}-{at_temperature(temperature).replace(' ', '-')}.jsonl"
-            rows[name] = judge(asked, cached_answers(s.out / name, asked, path, **options))
-        return rows
+    # 2. answers, judged by each judge; what was sampled before is not sampled again
+    ask = partial(_ask_model, settings, device)
+    answers = {name: ask(prompts, name) for name in names}
+    judgements = _judge_all(prompts, answers, judges)
+    for name, judged in judgements.get("annotator", {}).items():
+        _keep_judged(_answers_path(settings.out, name), answers[name], judged)
 
     # 3. measures
-    def wins(who: str, name: str) -> dict[str, WinRate]:
-        return (
-            compare(prompts, views[who][name], views[who]["sft"], judges[who].tie)
-            if name != "sft"
-            else {}
+    metrics = _describe_run(settings, file, prompts, judges, newest)
+    metrics["stages"] = _read_stages(settings.out)
+    metrics["versions"] = measure_versions(prompts, judgements, judges)
+    metrics["families"] = measure_families(prompts, judgements, judges, newest)
+    metrics["content"] = {}
+    metrics["system_prompt"] = {}
+    metrics["adherence"] = {}
+    if "annotator" in judges:
+        annotated = judgements["annotator"]
+        metrics["content"] = measure_content(ask, prompts, annotated, settings.temperature)
+        metrics["system_prompt"] = measure_system_prompt(
+            settings, device, prompts, annotated, newest
         )
-
-    metrics = {
-        "prompts": {
-            "file": file.name,
-            "count": len(prompts),
-            "samples": s.answers,
-            "temperature": s.temperature,
-            "seed": s.seed,
-            "kinds": {axis: sum(axis_of(prompt) == axis for prompt in prompts) for axis in AXES},
-        },
-        "judges": {who: tie for who, (_, tie) in judges.items()},
-        "newest": newest,
-        "stages": {
-            path.parent.name: {"results": {}} | json.loads(path.read_text())
-            for path in sorted(s.out.glob("*/stage.json"))
-            if is_finished(path.parent)
-        },
-        "versions": {
-            name: {
-                "summary": summary(prompts, judged[name]),
-                "families": by_family(prompts, judged[name]),
-                "wins": {who: wins(who, name) for who in judges},
-                "scores": {
-                    who: {
-                        axis: found
-                        for axis, found in summary(prompts, views[who][name]).items()
-                        if axis in AXES
-                    }
-                    for who in judges
-                },
-            }
-            for name in found
-        },
-        "families": (
-            {
-                family: row._asdict()
-                for family, row in compare_families(
-                    prompts, judged[newest], judged["sft"], tie
-                ).items()
-            }
-            if newest != "sft"
-            else {}
-        ),
-        "not_worse": NOT_WORSE,
-        "content": {},
-        "system_prompt": {},
-        "adherence": {},
-        "shown": [
-            {
-                "prompt": prompts[i],
-                "answers": {name: answers[name][i * s.answers]["answer"] for name in found},
-            }
-            for i in report.pick_shown(prompts, s.show)
-        ],
-    }
-    for temperature in TEMPERATURES if "annotator" in judges and harmless(prompts) else ():
-        asked = prompts if temperature == s.temperature else harmless(prompts)
-        metrics["content"][at_temperature(temperature)] = compare_content(
-            asked, content_at(temperature)
-        )
-    if (
-        "annotator" in judges
-        and newest != "sft"
-        and not any(row["prompt"][0]["role"] == "system" for row in prompts)
-    ):
-        told = {name: answer(name, world.words.ORDINARY_SYSTEM) for name in ("sft", newest)}
-        metrics["system_prompt"] = {
-            "text": world.words.ORDINARY_SYSTEM,
-            **{
-                which: {
-                    "wins": compare(prompts, rows[newest], rows["sft"]),
-                    **{name: summary(prompts, rows[name]) for name in told},
-                }
-                for which, rows in (("without", answers), ("with", told))
-            },
-        }
-    if "annotator" in judges and "gatt" in found:
-        asked = (
-            [
-                name
-                for name in found
-                if VERSIONS.index("rlhf-v3") <= [*VERSIONS, *CONTROLS].index(name)
-            ]
-            if s.dialogs
-            else []
-        )
-        metrics["adherence"] = {
-            name: adherence_by_turn(
-                cached_adherence(
-                    s.out / name,
-                    folder / f"adherence-{name}.jsonl",
-                    dialogs=s.dialogs,
-                    seed=s.seed,
-                    device=device,
-                )
-            )
-            for name in asked
-        }
+        metrics["adherence"] = measure_adherence(settings, names, device)
+    metrics["shown"] = _pick_answers(settings, prompts, answers, judgements)
     metrics["numbers"] = report.key_numbers(metrics)
-    comparable = (file.name, s.temperature, first) == ("prompts-test.jsonl", 1, "annotator")
-    reference = read_reference(REFERENCE) if comparable else {}
-    # this very run is no other
-    reference.pop(str(metrics["stages"].get("sft", {}).get("settings", {}).get("seed")), None)
-    metrics["health"] = health(metrics["numbers"], reference)
-    metrics["allowed_outside"], metrics["reference_seeds"] = allowed_outside(
-        len(metrics["health"])
-    ), list(reference)
+    metrics |= compare_with_reference(metrics)
 
     # 4. the same tables in the terminal and in the report
     metrics = plain_json(metrics, digits=6)
-    sections = report.sections(metrics, s.out)
+    _write_report(settings.out / "eval", metrics, report.sections(metrics, settings.out))
+
+
+def find_prompts(settings: Settings) -> tuple[str, list[Prompt]]:
+    """(name of the file, its prompts); one of no family or item is of one of its own."""
+    if settings.prompts:
+        file = Path(settings.prompts)
+    else:
+        file = world.ensure() / f"prompts-{settings.split}.jsonl"
+    prompts = []
+    for number, prompt in enumerate(read_prompts(file)):
+        family = prompt.family or "all"
+        item = prompt.item or str(number)
+        prompts.append(replace(prompt, family=family, item=item))
+    return file.name, prompts
+
+
+def find_models(out: Path) -> list[str]:
+    """Names of the models in OUT that answer: the finished ones of VERSIONS and CONTROLS, then all
+    others by name, such as a student's `dpo`.
+
+    Others are folders with a model in them, no reward model. One that a stage has begun counts once
+    it is finished.
+
+    Raises:
+        InputError: SFT, with which all are compared, is missing or not finished.
+    """
+    known = (*VERSIONS, *CONTROLS)
+    names = [name for name in known if is_finished(out / name)]
+    if "sft" not in names:
+        raise InputError(f"{out / 'sft'} is missing; `python sft.py` makes it")
+    for folder in sorted(out.iterdir()):
+        if folder.name not in (*known, "eval") and _holds_model(folder):
+            names.append(folder.name)
+    return names
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a model that answers is in a folder: finished, or put there by no stage."""
+    for file in ("params.json", "consolidated.00.pth"):
+        if not (folder / file).is_file():
+            return False
+    if (folder / "reward_head.pth").exists():
+        return False
+    return is_finished(folder) or not (folder / "stage.json").exists()
+
+
+def sampling(settings: Settings, device: torch.device) -> dict:
+    """The settings by which all models are sampled alike."""
+    return {
+        "samples": settings.answers,
+        "temperature": settings.temperature,
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
+        "device": device,
+    }
+
+
+def _ask_model(
+    settings: Settings,
+    device: torch.device,
+    prompts: list[Prompt],
+    name: str,
+    suffix: str = "",
+    **changes,
+) -> list[Answer]:
+    """The answers of a model in OUT, as they are kept or sampled now.
+
+    suffix: of the file that they are kept in. changes: of `sampling`, or a system prompt.
+    """
+    options = sampling(settings, device) | changes
+    path = _answers_path(settings.out, name, suffix)
+    return cached_answers(settings.out / name, prompts, path, **options)
+
+
+def _answers_path(out: Path, name: str, suffix: str = "") -> Path:
+    return out / "eval" / f"answers-{name}{suffix}.jsonl"
+
+
+def _judge_all(
+    prompts: list[Prompt], answers: dict[str, list[Answer]], judges: dict[str, Judge]
+) -> dict[str, ByModel]:
+    """{judge: {model: judgements of its answers}}."""
+    judgements = {}
+    for who in judges:
+        judgements[who] = {}
+        for name, of_model in answers.items():
+            judgements[who][name] = judges[who].judge_answers(prompts, of_model)
+    return judgements
+
+
+def _keep_judged(path: Path, answers: list[Answer], judgements: list[Judgement]) -> None:
+    """Write answers, each with what the annotator makes of it."""
+    rows = []
+    for answer, judgement in zip(answers, judgements, strict=True):
+        answer = replace(answer, helpfulness=None, safety=None)  # kept ones have them already
+        judged = asdict(judgement)
+        del judged["index"], judged["tokens"]
+        rows.append(answer.to_json() | judged)
+    write_jsonl(path, rows)
+
+
+# ---- the report's measures ----
+# judgements: {judge: {model: judgements of its answers}}, of the first judge first.
+
+
+def _describe_run(
+    settings: Settings, file: str, prompts: list[Prompt], judges: dict[str, Judge], newest: str
+) -> dict:
+    """What was asked, of whom, and who judges."""
+    axes = [axis_of(prompt) for prompt in prompts]
+    return {
+        "prompts": {
+            "file": file,
+            "count": len(prompts),
+            "samples": settings.answers,
+            "temperature": settings.temperature,
+            "seed": settings.seed,
+            "kinds": {axis: axes.count(axis) for axis in AXES},
+        },
+        "judges": {who: judges[who].tie for who in judges},
+        "newest": newest,
+        "not_worse": NOT_WORSE,
+    }
+
+
+def _read_stages(out: Path) -> dict[str, dict]:
+    """{folder: its record} of all finished stages in OUT."""
+    records = {}
+    for path in sorted(out.glob("*/stage.json")):
+        if is_finished(path.parent):
+            records[path.parent.name] = {"results": {}} | json.loads(path.read_text())
+    return records
+
+
+def measure_versions(
+    prompts: list[Prompt], judgements: dict[str, ByModel], judges: dict[str, Judge]
+) -> dict[str, dict]:
+    """The numbers of each model.
+
+    Returns:
+        {model: {"summary" and "families": of the first judge, "wins": {judge: `compare` with sft},
+        "scores": {judge: {axis: mean}}}}; sft has no wins over itself.
+    """
+    first = next(iter(judges))
+    versions = {}
+    for name, of_first in judgements[first].items():
+        wins = {}
+        scores = {}
+        for who, of_judge in judgements.items():
+            wins[who] = {}
+            if name != "sft":
+                tie = judges[who].tie
+                wins[who] = compare(prompts, of_judge[name], of_judge["sft"], tie)
+            means = summary(prompts, of_judge[name])
+            scores[who] = {axis: means[axis] for axis in AXES if axis in means}
+        versions[name] = {
+            "summary": summary(prompts, of_first),
+            "families": by_family(prompts, of_first),
+            "wins": wins,
+            "scores": scores,
+        }
+    return versions
+
+
+def measure_families(
+    prompts: list[Prompt], judgements: dict[str, ByModel], judges: dict[str, Judge], newest: str
+) -> dict[str, dict]:
+    """`compare_families` of the newest version with sft by the first judge; {} where sft is the
+    newest.
+    """
+    if newest == "sft":
+        return {}
+    first = next(iter(judges))
+    of_first = judgements[first]
+    results = compare_families(prompts, of_first[newest], of_first["sft"], judges[first].tie)
+    return _as_dicts(results)
+
+
+def _as_dicts(results: dict[str, FamilyResult]) -> dict[str, dict]:
+    return {family: result._asdict() for family, result in results.items()}
+
+
+def measure_content(
+    ask: Callable[..., list[Answer]],
+    prompts: list[Prompt],
+    annotated: ByModel,
+    temperature: float,
+) -> dict[str, dict]:
+    """`compare_content` of all models on the harmless prompts, at each of TEMPERATURES.
+
+    Args:
+        ask: (prompts, model, suffix, temperature=...) -> answers.
+        annotated: the annotator's judgements of answers to all prompts, sampled at `temperature`;
+            at others the models are asked.
+
+    Returns:
+        {"temperature 1": ..., "temperature 0.4": ..., "greedy": ...}; {} without harmless prompts.
+    """
+    asked = harmless(prompts)
+    if not asked:
+        return {}
+    table = {}
+    for wanted in TEMPERATURES:
+        named = at_temperature(wanted)
+        if wanted == temperature:
+            by_model = {}
+            for name, judgements in annotated.items():
+                by_model[name] = _of_harmless(prompts, judgements)
+            table[named] = compare_content(prompts, by_model)
+        else:
+            suffix = f"-{named.replace(' ', '-')}"
+            by_model = {}
+            for name in annotated:
+                by_model[name] = judge(asked, ask(asked, name, suffix, temperature=wanted))
+            table[named] = compare_content(asked, by_model)
+    return table
+
+
+def _of_harmless(prompts: list[Prompt], judgements: list[Judgement]) -> list[Judgement]:
+    return [judgement for judgement in judgements if not prompts[judgement.index].is_safety]
+
+
+def measure_system_prompt(
+    settings: Settings,
+    device: torch.device,
+    prompts: list[Prompt],
+    annotated: ByModel,
+    newest: str,
+) -> dict:
+    """What the ordinary system prompt does to the newest version and to sft, which both get it
+    (§3.4.2).
+
+    annotated: the annotator's judgements of answers without it.
+
+    Returns:
+        {"text", "without" and "with": {"wins": `compare`, model: `summary` of both}}; {} where sft
+        is the newest, or where prompts have a system prompt of their own.
+    """
+    has_system = any(prompt.messages[0]["role"] == "system" for prompt in prompts)
+    if newest == "sft" or has_system:
+        return {}
+    text = world.words.ORDINARY_SYSTEM
+    under_system = {}
+    for name in ("sft", newest):
+        answers = _ask_model(settings, device, prompts, name, "-system", system=text)
+        under_system[name] = judge(prompts, answers)
+        path = _answers_path(settings.out, name, "-system")
+        _keep_judged(path, answers, under_system[name])
+    results = {"text": text}
+    for which, by_model in {"without": annotated, "with": under_system}.items():
+        results[which] = {"wins": compare(prompts, by_model[newest], by_model["sft"])}
+        for name in ("sft", newest):
+            results[which][name] = summary(prompts, by_model[name])
+    return results
+
+
+def measure_adherence(
+    settings: Settings, names: list[str], device: torch.device
+) -> dict[str, dict[str, Interval]]:
+    """{model: `adherence_by_turn`} of V3 and all that follow it; {} without Ghost Attention."""
+    if "gatt" not in names or not settings.dialogs:
+        return {}
+    before = VERSIONS[: VERSIONS.index("rlhf-v3")]
+    table = {}
+    for name in names:
+        if name not in before:
+            rows = cached_adherence(
+                settings.out / name,
+                settings.out / "eval" / f"adherence-{name}.jsonl",
+                dialogs=settings.dialogs,
+                seed=settings.seed,
+                device=device,
+            )
+            table[name] = adherence_by_turn(rows)
+    return table
+
+
+def _pick_answers(
+    settings: Settings,
+    prompts: list[Prompt],
+    answers: dict[str, list[Answer]],
+    judgements: dict[str, ByModel],
+) -> list[dict]:
+    """A few prompts with the first answer of each model, and its reward where there is one."""
+    shown = []
+    for number in report.pick_shown(prompts, settings.show):
+        prompt = prompts[number]
+        place = number * settings.answers  # of the first answer to this prompt
+        texts = {name: of_model[place].text for name, of_model in answers.items()}
+        rewards = {}
+        for name, of_model in judgements.get("reward models", {}).items():
+            score = score_of(prompt, of_model[place])
+            if score is not None:
+                rewards[name] = score
+        shown.append({"prompt": prompt.to_json(), "answers": texts, "rewards": rewards})
+    return shown
+
+
+def compare_with_reference(metrics: dict) -> dict:
+    """Is this run like the reference runs? (`experiments/reference.py`)
+
+    They are of the toy world's test prompts at temperature 1, judged by the annotator; a run of
+    others is compared with none. No run is compared with itself, that is, with the same seed.
+
+    Args:
+        metrics: of this run: "prompts", "judges", "stages" and "numbers".
+
+    Returns:
+        {"health": `health`, "allowed_outside": how many may lie outside, "reference_seeds"}.
+    """
+    asked = metrics["prompts"]
+    first = next(iter(metrics["judges"]))
+    reference = {}
+    if (asked["file"], asked["temperature"], first) == ("prompts-test.jsonl", 1, "annotator"):
+        reference = read_reference(REFERENCE)
+    seed = metrics["stages"].get("sft", {}).get("settings", {}).get("seed")
+    reference.pop(str(seed), None)
+    compared = health(metrics["numbers"], reference)
+    return {
+        "health": compared,
+        "allowed_outside": allowed_outside(len(compared)),
+        "reference_seeds": list(reference),
+    }
+
+
+def _write_report(folder: Path, metrics: dict, sections: list[report.Section]) -> None:
+    """Print the tables, write metrics.json and report.html."""
     report.print_tables(sections)
     with atomic_write(folder / "metrics.json") as target:
         target.write((json.dumps(metrics, indent=1) + "\n").encode())

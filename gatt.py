@@ -21,51 +21,57 @@ Ours, where the paper is silent:
 - Every step also sees ordinary answers of the policy itself (replay), so that nothing else is lost.
 
     python gatt.py          OUT/gatt from OUT/rlhf-v3; dialogs.jsonl in it goes into V4 with --mix
-    python gatt.py --show   one dialog going through the four steps
     python gatt.py --init MODEL --data DIALOGS.jsonl --constraints CONSTRAINTS.jsonl \\
         --check reward --context dialog
 """
 
 import random
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from data import InputError, Tokenizer, has_tag, read_jsonl, read_sft, world, write_jsonl
-from data.chat import Dialog, encode_dialog, encode_prompt, encode_turn
+from data import (
+    Answer,
+    Dialog,
+    EncodedDialog,
+    InputError,
+    Prompt,
+    Tokenizer,
+    encode_prompt,
+    has_tag,
+    read_jsonl,
+    read_sft,
+    world,
+    write_records,
+)
+from data.chat import encode_turn
 from data.jsonl import need
+from data.records import Message
 from eval import PROBED, adherence, adherence_by_turn, ask_about, evaluate_on_dev
 from model import Transformer
-from rejection_sampling import Judges, best_of
+from rejection_sampling import RewardModels, best_of
 from runtime import (
+    Stage,
+    StageSettings,
     check_positive,
-    choose_device,
-    choose_dtype,
-    finish_stage,
-    kept_settings,
     load_model,
     newest_reward_models,
-    open_stage,
     parse_settings,
     require,
     run,
     sample_answers,
     save_model,
-    set_seed,
-    set_threads,
     unusable,
 )
-from sft import encode_rows, finetune, show_answers
+from sft import encode_dialogs, finetune, show_answers
 
 
 @dataclass
-class Settings:
-    preset: str = "toy"  # sizes and hyper-parameters; see below
-    out: Path = Path("out")  # results go to OUT/gatt
+class Settings(StageSettings):
     # the model to start from, which also answers; empty: OUT/rlhf-v3, as in the paper
     init: str = ""
     data: str = "toy"  # JSONL of dialogs {"messages"}, or toy
@@ -96,80 +102,86 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 5e-4  # our choice
     weight_decay: float = 0.1  # paper, of SFT
-    seed: int = 0  # of dialogs, sampling and order
-    show: bool = False  # print one dialog going through the four steps, and stop
-    device: str = "auto"  # auto, cpu, cuda, mps
-    dtype: str = "auto"  # float32 or bfloat16 for the products
-    threads: int = 0  # CPU threads; 0: torch decides
-    fresh: bool = False  # start over: delete what is in OUT/gatt
+
+    def __post_init__(self):
+        check_positive(
+            self,
+            *("dialogs", "turns", "samples", "max_new_tokens", "temperature", "epochs"),
+            *("batch_tokens", "micro_tokens", "learning_rate"),
+            or_zero=("weight_decay", "replay"),
+        )
+        shares = (self.short, self.resampled)
+        if min(shares) < 0 or max(shares) > 1:
+            values = f"{self.short}, {self.resampled}"
+            raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {values})")
+        if not self.data or not self.constraints:
+            files = "--data FILE.jsonl --constraints FILE.jsonl"
+            raise InputError(f"--preset {self.preset} needs dialogs and constraints: {files}")
+        if self.data == "toy" and self.constraints != "toy":
+            wanted = "dialogs of your own: --data FILE.jsonl"
+            raise InputError(f"--constraints {self.constraints} needs {wanted}")
+        if self.check == "toy" and self.data != "toy":
+            known = "the toy world's dialogs and constraints only"
+            raise InputError(f"--check toy knows {known}; use --check reward or none")
 
 
-PAPER = dict(
-    data="",
-    constraints="",
-    check="reward",
-    context="dialog",
-    dialogs=10000,
-    max_new_tokens=1024,
-    batch_tokens=64 * 4096,
-    micro_tokens=4096,
-    learning_rate=2e-5,
-)
+PAPER = {
+    "data": "",
+    "constraints": "",
+    "check": "reward",
+    "context": "dialog",
+    "dialogs": 10000,
+    "max_new_tokens": 1024,
+    "batch_tokens": 64 * 4096,
+    "micro_tokens": 4096,
+    "learning_rate": 2e-5,
+}
 PRESETS = {
-    "tiny": dict(check="none", dialogs=40, turns=4, replay=60),
+    "tiny": {"check": "none", "dialogs": 40, "turns": 4, "replay": 60},
     "toy": {},
-    "small": dict(learning_rate=2e-4, batch_tokens=16384),
+    "small": {"learning_rate": 2e-4, "batch_tokens": 16384},
     "llama-2-7b": PAPER,
     "llama-2-13b": PAPER,
+    "llama-2-34b": PAPER,
     "llama-2-70b": PAPER,
 }
 
 
-def _check_settings(s: Settings) -> None:
-    """InputError, naming the options, where the settings cannot go together."""
-    check_positive(
-        s,
-        "dialogs",
-        "turns",
-        "samples",
-        "max_new_tokens",
-        "temperature",
-        "epochs",
-        "batch_tokens",
-        "micro_tokens",
-        "learning_rate",
-        or_zero=("weight_decay", "replay"),
-    )
-    if not 0 <= s.short <= 1 or not 0 <= s.resampled <= 1:
-        values = f"{s.short}, {s.resampled}"
-        raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {values})")
-    if not s.data or not s.constraints:
-        files = "--data FILE.jsonl --constraints FILE.jsonl"
-        raise InputError(f"--preset {s.preset} needs dialogs and constraints: {files}")
-    if s.data == "toy" and s.constraints != "toy":
-        wanted = "dialogs of your own: --data FILE.jsonl"
-        raise InputError(f"--constraints {s.constraints} needs {wanted}")
-    if s.check == "toy" and s.data != "toy":
-        known = "the toy world's dialogs and constraints only"
-        raise InputError(f"--check toy knows {known}; use --check reward or none")
+@dataclass(frozen=True)
+class GhostDialog:
+    """A dialog whose last question is open, and the instruction that must hold in it (step 1)."""
+
+    messages: list[Message]  # end with the user; the instruction stands in none of them
+    instruction: str  # as it is trained on: each constraint in its long or its short form
+    constraints: list[dict]  # what it asks for: {"kind", "value", "long", "short"}
+    is_safety: bool = False  # the last question is tagged as possibly unsafe
+    # the last question as the toy world's annotator judges it, under the constraints; None
+    # elsewhere
+    prompt: Prompt | None = None
+    where: str = ""  # "FILE, line N", for messages to the user
 
 
 # ---- the four steps ----
 
 
-def sample_constraints(rng: random.Random, pool: list[dict] | None = None) -> list[dict]:
-    """A random combination of constraints (step 1).
+def sample_constraints(rng: random.Random, pool: Sequence[dict] | None = None) -> list[dict]:
+    """Draw what an instruction asks for: one constraint, or two of different kinds (step 1).
 
-    One, or (half of the time) two of different kinds; each kind comes as often.
+    Two come half of the time, and never where the pool has one kind only. Each kind is as likely
+    as any other, however many constraints the pool has of it. Within a kind each is as likely.
 
-    pool: constraints {"kind", "value", "long", "short"}; None: the toy world's, of training.
+    Args:
+        pool: constraints {"kind", "value", "long", "short"}; None: `toy_constraints()`.
+
+    Returns:
+        one or two of the pool, in the order in which they were drawn.
     """
     pool = pool or toy_constraints()
     kinds = sorted({constraint["kind"] for constraint in pool})
     wanted = 2 if rng.random() < 0.5 else 1
-    picked = rng.sample(kinds, min(len(kinds), wanted))
+    drawn_kinds = rng.sample(kinds, min(len(kinds), wanted))
     constraints = []
-    for kind in picked:
+    for kind in drawn_kinds:
         of_this_kind = [constraint for constraint in pool if constraint["kind"] == kind]
         constraints.append(rng.choice(of_this_kind))
     return constraints
@@ -188,10 +200,10 @@ def toy_constraints() -> tuple[dict, ...]:
 
 
 def instruct(
-    messages: list[dict],
+    messages: list[Message],
     instruction: str,
     turns: Literal["every", "first"] = "every",
-) -> list[dict]:
+) -> list[Message]:
     """The dialog with the instruction in front of user messages: of all, or of the first alone.
 
     "every" is step 2, "first" is step 3. The messages given stay as they are.
@@ -199,58 +211,71 @@ def instruct(
     >>> [m["content"] for m in instruct([{"role": "user", "content": "Hi."}], "Figure: Napoleon.")]
     ['Figure: Napoleon. Hi.']
     """
-    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    users = [n for n, message in enumerate(messages) if message["role"] == "user"]
     marked = users if turns == "every" else users[:1]
     instructed = list(messages)
-    for i in marked:
-        content = f"{instruction} {messages[i]['content']}"
-        instructed[i] = messages[i] | {"content": content}
+    for n in marked:
+        content = f"{instruction} {messages[n]['content']}"
+        instructed[n] = messages[n] | {"content": content}
     return instructed
 
 
-def ghost_dialogs(dialogs: list[dict], answers: dict[int, dict]) -> list[dict]:
-    """SFT rows of the dialogs whose last answer was kept (step 3).
+def ghost_dialogs(dialogs: list[GhostDialog], answers: dict[int, Answer]) -> list[Dialog]:
+    """The dialogs to train on: those whose last answer was kept (step 3).
 
-    The instruction stands in the first message, and the loss is on the last answer.
+    The instruction, as the dialog has it, stands in front of the first user message and nowhere
+    else. The answer comes last, with the ids that were sampled, and the loss is on it alone.
 
     Args:
-        dialogs: {"messages": ending with the user, without the instruction, "instruction",
-            "constraints", "is_safety", "prompt"?: what the toy world's annotator has to know of the
-            last question}.
-        answers: dialog's number -> the answer kept, {"answer", "answer_ids", "tokenizer":
-            fingerprint of that of the ids}.
+        dialogs: the last question of each is open.
+        answers: number of a dialog in `dialogs` -> the answer that was kept, with the fingerprint
+            of its tokenizer.
 
     Returns:
-        rows in the order of the dialogs, {"messages", "train_on": "last", "answer_ids",
-        "tokenizer", "is_safety", "instruction", "constraints"}, and with a prompt its "family",
-        "item" and "kind".
+        one for each answer, in the order of `dialogs`: train_on "last", `answer_ids`, `tokenizer`,
+        `is_safety`, and `about` = {"instruction", "constraints"}, for a toy dialog also {"family",
+        "item", "kind"} of its prompt. The dialogs given stay as they are.
     """
-    rows = []
+    ghosts = []
     for i in sorted(answers):
         dialog = dialogs[i]
         answer = answers[i]
-        messages = instruct(dialog["messages"], dialog["instruction"], "first")
-        messages.append({"role": "assistant", "content": answer["answer"]})
-        row = {"messages": messages, "train_on": "last"}
-        for name in ("answer_ids", "tokenizer"):
-            row[name] = answer[name]
-        for name in ("is_safety", "instruction", "constraints"):
-            row[name] = dialog[name]
-        if "prompt" in dialog:
-            for name in ("family", "item", "kind"):
-                row[name] = dialog["prompt"][name]
-        rows.append(row)
-    return rows
+        messages = instruct(dialog.messages, dialog.instruction, "first")
+        messages.append({"role": "assistant", "content": answer.text})
+        about = {"instruction": dialog.instruction, "constraints": dialog.constraints}
+        if dialog.prompt:
+            about["family"] = dialog.prompt.family
+            about["item"] = dialog.prompt.item
+            about["kind"] = dialog.prompt.kind
+        ghosts.append(
+            Dialog(
+                messages=messages,
+                train_on="last",
+                is_safety=dialog.is_safety,
+                answer_ids=answer.ids,
+                tokenizer=answer.tokenizer,
+                about=about,
+            )
+        )
+    return ghosts
 
 
 def ghost_loss_mask(turns: list[int], loss_mask: list[bool]) -> list[bool]:
     """Step 4: no loss on any token of an earlier turn.
 
-    The training takes its mask from here. `encode_dialog(..., train_on="last")`, which reads these
-    rows elsewhere (`--mix`), gives the same.
+    What is left is the mask of the last turn. The training takes its mask from here;
+    `encode_dialog(..., train_on="last")`, which reads these dialogs elsewhere (`--mix`), gives the
+    same.
 
     Args:
-        turns: the turn that each token belongs to. loss_mask: true on the tokens of all answers.
+        turns: (tokens) the turn that each token belongs to, rising from 0.
+        loss_mask: (tokens) true on the tokens of all answers.
+
+    Returns:
+        (tokens) true on the tokens of the last answer.
+
+    Raises:
+        ValueError: the two are not of the same length, or empty.
 
     >>> ghost_loss_mask([0, 0, 1, 1], [False, True, False, True])
     [False, False, False, True]
@@ -262,50 +287,53 @@ def ghost_loss_mask(turns: list[int], loss_mask: list[bool]) -> list[bool]:
     return ghost_mask
 
 
-def _encode_ghosts(tokenizer: Tokenizer, ghosts: list[dict], max_seq_len: int) -> list[Dialog]:
+def _encode_ghosts(
+    tokenizer: Tokenizer, ghosts: list[Dialog], max_seq_len: int
+) -> list[EncodedDialog]:
     """Step 4 for whole dialogs: encoded with the loss on all answers, then masked."""
-    on_all_answers = [row | {"train_on": "all"} for row in ghosts]
-    dialogs = []
-    for dialog in encode_rows(tokenizer, on_all_answers, max_seq_len):
-        ghost_mask = ghost_loss_mask(dialog.turns, dialog.loss_mask)
-        dialogs.append(dialog._replace(loss_mask=ghost_mask))
-    return dialogs
+    on_all_answers = [replace(ghost, train_on="all") for ghost in ghosts]
+    masked = []
+    for encoded in encode_dialogs(tokenizer, on_all_answers, max_seq_len):
+        ghost_mask = ghost_loss_mask(encoded.turns, encoded.loss_mask)
+        masked.append(encoded._replace(loss_mask=ghost_mask))
+    return masked
 
 
-# ---- dialogs and answers ----
+# ---- dialogs ----
 
 
-def toy_dialogs(s: Settings, ordinary: list[dict]) -> list[dict]:
-    """Dialogs of 1 to s.turns turns: earlier turns are ordinary questions with the policy's
-    answers, the last is open.
+def toy_dialogs(settings: Settings, ordinary: list[Dialog]) -> list[GhostDialog]:
+    """Dialogs of 1 to `settings.turns` turns.
+
+    Earlier turns are ordinary questions with the policy's answers, the last question is open.
 
     Our choices: a length is 1 + turns·u², u even in [0, 1): half of the dialogs have at most a
     quarter of the turns. Where a name or a hobby holds, three of four last questions ask for it,
     else it would not show.
     """
     dialogs = []
-    for i in range(s.dialogs):
-        rng = random.Random(f"gatt {s.seed} {i}")
+    for i in range(settings.dialogs):
+        rng = random.Random(f"gatt {settings.seed} {i}")
         constraints = sample_constraints(rng)
         messages = []
-        earlier_turns = int(s.turns * rng.random() ** 2)
+        earlier_turns = int(settings.turns * rng.random() ** 2)
         for _ in range(earlier_turns):
-            messages += rng.choice(ordinary)["messages"]
-        last = _last_question(rng, constraints)
-        messages += last["prompt"]
+            messages += rng.choice(ordinary).messages
+        question = _last_question(rng, constraints)
+        messages += question.messages
         dialogs.append(
-            {
-                "messages": messages,
-                "instruction": world.instruction(rng, constraints, s.short),
-                "constraints": constraints,
-                "is_safety": last["is_safety"],
-                "prompt": world.under(last, constraints),
-            }
+            GhostDialog(
+                messages=messages,
+                instruction=world.instruction(rng, constraints, settings.short),
+                constraints=constraints,
+                is_safety=question.is_safety,
+                prompt=world.under(question, constraints),
+            )
         )
     return dialogs
 
 
-def _last_question(rng: random.Random, constraints: list[dict]) -> dict:
+def _last_question(rng: random.Random, constraints: list[dict]) -> Prompt:
     """A toy prompt; three times in four for a name or hobby that holds, where there is one."""
     hidden = [constraint for constraint in constraints if constraint["kind"] in PROBED]
     probe = None
@@ -314,55 +342,56 @@ def _last_question(rng: random.Random, constraints: list[dict]) -> dict:
     return ask_about(rng, "train", probe)
 
 
-def read_dialogs(s: Settings) -> list[dict]:
+def read_dialogs(settings: Settings) -> list[GhostDialog]:
     """Dialogs from --data, each cut behind a random user message, with constraints from
-    --constraints."""
+    --constraints.
+    """
     pool = None
-    if s.constraints != "toy":
-        pool = _read_constraints(s.constraints)
+    if settings.constraints != "toy":
+        pool = _read_constraints(settings.constraints)
     dialogs = []
-    for i, row in enumerate(read_sft(s.data)[: s.dialogs]):
-        rng = random.Random(f"gatt {s.seed} {i}")
+    for i, source in enumerate(read_sft(settings.data)[: settings.dialogs]):
+        rng = random.Random(f"gatt {settings.seed} {i}")
         constraints = sample_constraints(rng, pool)
-        users = [n for n, message in enumerate(row["messages"]) if message["role"] == "user"]
-        last_user = rng.choice(users[: s.turns])
+        users = [n for n, message in enumerate(source.messages) if message["role"] == "user"]
+        last_user = rng.choice(users[: settings.turns])
         dialogs.append(
-            {
-                "messages": row["messages"][: last_user + 1],
-                "instruction": world.instruction(rng, constraints, s.short),
-                "constraints": constraints,
-                "is_safety": row.get("is_safety", False),
-                "where": row["where"],
-            }
+            GhostDialog(
+                messages=source.messages[: last_user + 1],
+                instruction=world.instruction(rng, constraints, settings.short),
+                constraints=constraints,
+                is_safety=source.is_safety,
+                where=source.where,
+            )
         )
     return dialogs
 
 
-def _dialogs_from_files(tokenizer: Tokenizer, s: Settings, max_seq_len: int) -> list[dict]:
+def _dialogs_from_files(
+    tokenizer: Tokenizer, settings: Settings, max_seq_len: int
+) -> list[GhostDialog]:
     """`read_dialogs`, without those that are too long; none for the toy world."""
-    if s.data == "toy":
+    if settings.data == "toy":
         return []
-    return leave_out_long(tokenizer, read_dialogs(s), s, max_seq_len)
+    return leave_out_long(tokenizer, read_dialogs(settings), settings, max_seq_len)
 
 
 def _read_constraints(path: str) -> list[dict]:
     """Constraints from a file; InputError names the line and field where one is no usable text."""
     pool = []
-    for where, row in read_jsonl(path):
-        pool.append(row | {"where": where})
-    for row in pool:
-        where = row["where"]
+    for where, constraint in read_jsonl(path):
         for field in ("kind", "value", "long", "short"):
-            text = need(where, row, field, str)
+            text = need(where, constraint, field, str)
             if has_tag(text) or not text.strip():
                 wanted = "wanted: some text and no tag of the format"
                 raise InputError(f"{where}: field '{field}' is {text!r}, {wanted}")
+        pool.append(constraint | {"where": where})
     return pool
 
 
 def leave_out_long(
-    tokenizer: Tokenizer, dialogs: list[dict], s: Settings, max_seq_len: int
-) -> list[dict]:
+    tokenizer: Tokenizer, dialogs: list[GhostDialog], settings: Settings, max_seq_len: int
+) -> list[GhostDialog]:
     """The dialogs that leave room for an answer where they are answered and where they are trained
     on; the others are counted.
 
@@ -372,8 +401,8 @@ def leave_out_long(
     """
     fitting = []
     for dialog in dialogs:
-        length = _longest_prompt(tokenizer, dialog, s.context)
-        if length + s.max_new_tokens <= max_seq_len:
+        length = _longest_prompt(tokenizer, dialog, settings.context)
+        if length + settings.max_new_tokens <= max_seq_len:
             fitting.append(dialog)
     context = f"the model's context of {max_seq_len} tokens"
     if not fitting:
@@ -385,23 +414,179 @@ def leave_out_long(
     return fitting
 
 
-def _longest_prompt(tokenizer: Tokenizer, dialog: dict, context: str) -> int:
+def _longest_prompt(tokenizer: Tokenizer, dialog: GhostDialog, context: str) -> int:
     """Ids of the longest prompt that a dialog becomes: to be trained on, or to be sampled from."""
-    trained_on = instruct(dialog["messages"], dialog["instruction"], "first")
+    trained_on = instruct(dialog.messages, dialog.instruction, "first")
     # no prompt that is sampled from is longer than this one
     turns = "every" if context == "dialog" else "first"
-    sampled_from = instruct(dialog["messages"], in_full(dialog), turns)
+    sampled_from = instruct(dialog.messages, in_full(dialog), turns)
     longest = 0
     for messages in (trained_on, sampled_from):
         try:
             prompt = encode_prompt(tokenizer, messages)
         except InputError as error:
-            raise InputError(f"{dialog.get('where', 'dialog')}: {error}") from None
+            raise InputError(f"{dialog.where or 'dialog'}: {error}") from None
         longest = max(longest, len(prompt))
     return longest
 
 
-def obeys_exactly(prompt: dict, answer: str, constraints: list[dict]) -> bool:
+# ---- answers ----
+
+
+def in_full(dialog: GhostDialog) -> str:
+    """The dialog's instruction with nothing shortened: what answers are sampled under, since it is
+    obeyed more often.
+    """
+    return " ".join(constraint["long"] for constraint in dialog.constraints)
+
+
+def sampling_prompt(
+    dialog: GhostDialog, context: Literal["question", "dialog"], end: int | None = None
+) -> Prompt:
+    """What the answer behind message `end` - 1 (default: the last) is sampled from (step 2).
+
+    context: "dialog", the dialog up to there, or "question", that question alone. The instruction
+    stands in each user message.
+    """
+    messages = dialog.messages[:end]
+    if context == "question":
+        messages = messages[-1:]
+    return Prompt(instruct(messages, in_full(dialog)), dialog.is_safety)
+
+
+def is_stable(tokenizer: Tokenizer, question: str, answer: Answer) -> bool:
+    """Whether a sampled answer can stand in a dialog: it is usable, and its text is encoded to the
+    ids that were sampled.
+    """
+    if unusable(answer):
+        return False
+    _, encoded = encode_turn(tokenizer, question, answer.text)
+    return encoded == answer.ids
+
+
+def _ordinary_prompts(settings: Settings, dialogs: list[GhostDialog]) -> list[Prompt]:
+    """Prompts without instruction: toy questions, or the dialogs of --data."""
+    count = max(settings.replay, 50)
+    if settings.data == "toy":
+        rng = random.Random(f"gatt ordinary {settings.seed}")
+        return [world.ask(rng) for _ in range(count)]
+    return [Prompt(dialog.messages, dialog.is_safety) for dialog in dialogs[:count]]
+
+
+def sample_ordinary(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[Prompt],
+    settings: Settings,
+    folder: Path | None = None,
+) -> list[Dialog]:
+    """The policy's own answers to prompts without instruction, as dialogs to train on.
+
+    Those that cannot stand in a dialog (`is_stable`) are left out.
+
+    folder: keeps all answers in answers-ordinary.jsonl; None: nothing is written.
+
+    Raises:
+        InputError: no answer is left.
+    """
+    answers = sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        key=(settings.seed, "gatt", "ordinary"),
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        path=folder / "answers-ordinary.jsonl" if folder else None,
+        desc="ordinary answers",
+    )
+    ordinary = []
+    for answer in answers:
+        prompt = prompts[answer.index]
+        if not is_stable(tokenizer, prompt.question, answer):
+            continue
+        ordinary.append(
+            Dialog(
+                messages=[*prompt.messages, {"role": "assistant", "content": answer.text}],
+                train_on="last",
+                is_safety=prompt.is_safety,
+                answer_ids=answer.ids,
+                tokenizer=tokenizer.fingerprint,
+            )
+        )
+    if not ordinary:
+        raise InputError(
+            "none of the model's answers to ordinary questions ends and can stand in a dialog"
+        )
+    return ordinary
+
+
+def resample_earlier(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dialogs: list[GhostDialog],
+    settings: Settings,
+    folder: Path,
+) -> list[GhostDialog]:
+    """The dialogs with a share of their earlier answers exchanged for answers under the
+    instruction.
+
+    All are sampled from the dialogs as they came. An answer that cannot stand in a dialog
+    (`is_stable`) leaves the old one there.
+    """
+    rng = random.Random(f"gatt resampled {settings.seed}")
+    places = []  # (number of the dialog, number of the answer's message)
+    prompts = []
+    for i, dialog in enumerate(dialogs):
+        for n, message in enumerate(dialog.messages):
+            if message["role"] == "assistant" and rng.random() < settings.resampled:
+                places.append((i, n))
+                prompts.append(sampling_prompt(dialog, settings.context, n))
+    answers = sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        key=(settings.seed, "gatt", "earlier"),
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        path=folder / "answers-earlier.jsonl",
+        desc="earlier answers",
+    )
+    changed = list(dialogs)
+    for (i, n), prompt, answer in zip(places, prompts, answers, strict=True):
+        if is_stable(tokenizer, prompt.question, answer):
+            messages = list(changed[i].messages)
+            messages[n] = {"role": "assistant", "content": answer.text}
+            changed[i] = replace(changed[i], messages=messages)
+    return changed
+
+
+def _sample_last(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[Prompt],
+    settings: Settings,
+    folder: Path,
+) -> list[Answer]:
+    """`settings.samples` answers to each dialog's last question; each names its tokenizer."""
+
+    def sign(batch: list[Answer]) -> list[Answer]:
+        return [replace(answer, tokenizer=tokenizer.fingerprint) for answer in batch]
+
+    return sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        key=(settings.seed, "gatt"),
+        samples=settings.samples,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        path=folder / "answers-last.jsonl",
+        desc="last answers",
+        finish=sign,
+    )
+
+
+def obeys_exactly(prompt: Prompt, answer: str, constraints: list[dict]) -> bool:
     """The toy world's check: the markers stand at the very start and end, and a name or hobby that
     is asked for is there.
 
@@ -415,318 +600,123 @@ def obeys_exactly(prompt: dict, answer: str, constraints: list[dict]) -> bool:
     if not answer.endswith(end):
         return False
     for constraint in constraints:
-        is_asked = PROBED.get(constraint["kind"]) == prompt["family"]
+        is_asked = PROBED.get(constraint["kind"]) == prompt.family
         if is_asked and not world.obeys(prompt, answer, constraint):
             return False
     return True
 
 
-def is_stable(tokenizer: Tokenizer, question: str, row: dict) -> bool:
-    """Whether a sampled answer can stand in a dialog: it is usable, and its text is encoded to the
-    ids that were sampled."""
-    if unusable(row):
-        return False
-    _, answer_ids = encode_turn(tokenizer, question, row["answer"])
-    return answer_ids == row["answer_ids"]
-
-
-def sample_ordinary(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: list[dict],
-    s: Settings,
-    path: Path | None = None,
-) -> list[dict]:
-    """The policy's own answers to prompts without instruction, as SFT rows."""
-    answers = sample_answers(
-        model,
-        tokenizer,
-        prompts,
-        key=(s.seed, "gatt", "ordinary"),
-        temperature=s.temperature,
-        max_new_tokens=s.max_new_tokens,
-        path=path,
-        desc="ordinary answers",
-    )
-    rows = []
-    for answer in answers:
-        prompt = prompts[answer["index"]]
-        question = prompt["prompt"][-1]["content"]
-        if not is_stable(tokenizer, question, answer):
-            continue
-        rows.append(
-            {
-                "messages": [*prompt["prompt"], {"role": "assistant", "content": answer["answer"]}],
-                "train_on": "last",
-                "is_safety": prompt["is_safety"],
-                "answer_ids": answer["answer_ids"],
-                "tokenizer": tokenizer.fingerprint,
-            }
-        )
-    if not rows:
-        raise InputError(
-            "none of the model's answers to ordinary questions ends and can stand in a dialog"
-        )
-    return rows
-
-
-def _ordinary_prompts(s: Settings, dialogs: list[dict]) -> list[dict]:
-    """Prompts without instruction: toy questions, or the dialogs of --data."""
-    count = max(s.replay, 50)
-    if s.data == "toy":
-        rng = random.Random(f"gatt ordinary {s.seed}")
-        return [world.ask(rng) for _ in range(count)]
-    prompts = []
-    for dialog in dialogs[:count]:
-        prompts.append({"prompt": dialog["messages"], "is_safety": dialog["is_safety"]})
-    return prompts
-
-
-def in_full(dialog: dict) -> str:
-    """The dialog's instruction with nothing shortened: what answers are sampled under, since it is
-    obeyed more often."""
-    return " ".join(constraint["long"] for constraint in dialog["constraints"])
-
-
-def resample_earlier(
-    model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings, folder: Path
-) -> None:
-    """Exchange a share of the earlier answers, in place, for answers under the instruction.
-
-    All are sampled from the dialogs as they came.
-    """
-    rng = random.Random(f"gatt resampled {s.seed}")
-    places = []  # (dialog, number of the answer's message)
-    prompts = []
-    for dialog in dialogs:
-        for n, message in enumerate(dialog["messages"]):
-            if message["role"] == "assistant" and rng.random() < s.resampled:
-                places.append((dialog, n))
-                prompts.append(sampling_prompt(dialog, s.context, n))
-    answers = sample_answers(
-        model,
-        tokenizer,
-        prompts,
-        key=(s.seed, "gatt", "earlier"),
-        temperature=s.temperature,
-        max_new_tokens=s.max_new_tokens,
-        path=folder / "answers-earlier.jsonl",
-        desc="earlier answers",
-    )
-    for (dialog, n), prompt, answer in zip(places, prompts, answers, strict=True):
-        question = prompt["prompt"][-1]["content"]
-        if is_stable(tokenizer, question, answer):
-            dialog["messages"][n] = {"role": "assistant", "content": answer["answer"]}
-
-
-def sampling_prompt(dialog: dict, context: str, end: int | None = None) -> dict:
-    """What the answer behind message `end` - 1 (default: the last) is sampled from (step 2).
-
-    context: "dialog", the dialog up to there, or "question", that question alone. The instruction
-    stands in each user message.
-    """
-    messages = dialog["messages"][:end]
-    if context == "question":
-        messages = messages[-1:]
-    return {"prompt": instruct(messages, in_full(dialog)), "is_safety": dialog["is_safety"]}
-
-
-def _sample_last(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[dict], s: Settings, folder: Path
-) -> list[dict]:
-    """s.samples answers to each dialog's last question, each with its tokenizer's fingerprint."""
-
-    def add_fingerprint(batch: list[dict]) -> None:
-        for row in batch:
-            row["tokenizer"] = tokenizer.fingerprint
-
-    return sample_answers(
-        model,
-        tokenizer,
-        prompts,
-        key=(s.seed, "gatt"),
-        samples=s.samples,
-        temperature=s.temperature,
-        max_new_tokens=s.max_new_tokens,
-        path=folder / "answers-last.jsonl",
-        desc="last answers",
-        finish=add_fingerprint,
-    )
-
-
 def keep_answers(
-    dialogs: list[dict],
-    rows: list[dict],
-    check: str,
-    judges: Judges | None = None,
-    prompts: list[dict] | None = None,
-) -> dict[int, dict]:
-    """Dialog's number -> the answer kept.
+    dialogs: list[GhostDialog],
+    answers: list[Answer],
+    check: Literal["toy", "reward", "none"],
+    reward_models: RewardModels | None = None,
+    prompts: list[Prompt] | None = None,
+) -> dict[int, Answer]:
+    """Number of a dialog in `dialogs` -> the answer kept.
 
     Of the answers that pass the check (which only "toy" makes) it is the one with the highest
-    reward, without judges the first.
+    reward, without reward models the first. A dialog none of whose answers passes is not there.
 
-    rows: sampled answers, `index` being the dialog's number. judges: score them behind `prompts`.
+    Args:
+        answers: sampled ones; `index` is the dialog's number.
+        reward_models: score the answers behind `prompts`, one for each dialog.
     """
     candidates = []
-    for row in rows:
-        if unusable(row):
+    for answer in answers:
+        if unusable(answer):
             continue
         if check == "toy":
-            dialog = dialogs[row["index"]]
-            if not obeys_exactly(dialog["prompt"], row["answer"], dialog["constraints"]):
+            dialog = dialogs[answer.index]
+            if not obeys_exactly(dialog.prompt, answer.text, dialog.constraints):
                 continue
-        candidates.append(row)
-    rewards = torch.zeros(len(candidates))
-    if judges:
-        rewards = judges.rewards(prompts, candidates)
-    numbers = [row["index"] for row in candidates]
+        candidates.append(answer)
+    rewards = torch.zeros(len(candidates))  # (candidates)
+    if reward_models:
+        rewards = reward_models.scores(prompts, candidates)["reward"]
+    numbers = [answer.index for answer in candidates]
     kept = {}
     for number, best in best_of(rewards, numbers).items():
         kept[number] = candidates[best]
     return kept
 
 
-# ---- one dialog going through the four steps (--show) ----
-
-
-def show_steps(model: Transformer, tokenizer: Tokenizer, dialogs: list[dict], s: Settings) -> None:
-    """Print one dialog going through the four steps; green is trained on, grey is not."""
-    short_ones = (dialog for dialog in dialogs if 3 <= len(dialog["messages"]) <= 7)
-    dialog = next(short_ones, dialogs[0])
-    instruction = dialog["instruction"]
-    title = f"1. a dialog, and an instruction that must hold throughout: {instruction!r}"
-    _print_dialog(title, dialog["messages"])
-
-    [row] = sample_answers(
-        model,
-        tokenizer,
-        [sampling_prompt(dialog, s.context)],
-        key=(0, "gatt", "show"),
-        temperature=0.0,
-        max_new_tokens=s.max_new_tokens,
-    )
-    instructed = instruct(dialog["messages"], in_full(dialog))
-    instructed.append({"role": "assistant", "content": row["answer"]})
-    title = "2. the instruction in every user message; the newest model answers the last one"
-    if s.context == "question":
-        title += ", seeing no other"
-    _print_dialog(title, instructed)
-
-    answer = row | {"tokenizer": tokenizer.fingerprint}
-    [ghost] = ghost_dialogs([dialog], {0: answer})
-    title = "3. for training the instruction stays in the first message only"
-    _print_dialog(title, ghost["messages"])
-
-    print("\n4. the loss mask: \033[32mtrained on\033[0m, \033[90mnot trained on\033[0m")
-    encoded = encode_dialog(tokenizer, ghost["messages"], "all", ghost["answer_ids"])
-    ghost_mask = ghost_loss_mask(encoded.turns, encoded.loss_mask)
-    _print_mask(tokenizer, encoded.ids, ghost_mask)
-
-
-def _print_dialog(title: str, messages: list[dict]) -> None:
-    print(f"\n{title}")
-    for message in messages:
-        print(f"  {message['role']:>9}: {message['content']}")
-
-
-def _print_mask(tokenizer: Tokenizer, ids: list[int], loss_mask: list[bool]) -> None:
-    control = {tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
-    for token, is_trained_on in zip(ids, loss_mask, strict=True):
-        text = control.get(token, tokenizer.decode([token]))
-        colour = 32 if is_trained_on else 90  # green, grey
-        print(f"\033[{colour}m{text}\033[0m", end="")
-    print()
-
-
-def _show(model: Transformer, tokenizer: Tokenizer, s: Settings) -> None:
-    """`show_steps` on dialogs as the stage would make them, written nowhere."""
-    if s.data == "toy":
-        prompts = [world.ask(random.Random(i)) for i in range(40)]
-        dialogs = toy_dialogs(s, sample_ordinary(model, tokenizer, prompts, s))
-    else:
-        dialogs = read_dialogs(s)
-    dialogs = leave_out_long(tokenizer, dialogs, s, model.args.max_seq_len)
-    show_steps(model, tokenizer, dialogs, s)
-
-
 # ---- the stage ----
 
 
-def _newest_model(s: Settings) -> Path:
-    """The model that answers and is tuned."""
-    if s.init:
-        return Path(s.init)
-    return require(s.out / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
+def _newest_policy(settings: Settings) -> Path:
+    """The folder of the model that answers and is tuned."""
+    if settings.init:
+        return Path(settings.init)
+    return require(settings.out / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
 
 
-def _reward_models(s: Settings) -> dict[str, Path]:
+def _reward_folders(settings: Settings) -> dict[str, Path]:
     """{axis: folder} of the reward models that V3 was chosen by; none where they do not judge."""
-    if s.check != "reward":
+    if settings.check != "reward":
         return {}
-    rounds = [s.out / f"rlhf-v{version}" for version in (1, 2, 3)]
-    return newest_reward_models(s.out, rounds)
+    rounds = [settings.out / f"rlhf-v{version}" for version in (1, 2, 3)]
+    return newest_reward_models(settings.out, rounds)
 
 
-def _open(
-    s: Settings, folder: Path, newest: Path, reward_models: dict[str, Path]
-) -> tuple[float, float] | None:
-    """`open_stage` with the stage's settings and all that it reads."""
-    inputs = {"model": newest}
-    if s.data != "toy":
-        inputs["data"] = Path(s.data)
-    if s.constraints != "toy":
-        inputs["constraints"] = Path(s.constraints)
-    for axis, path in reward_models.items():
-        inputs[f"reward-{axis}"] = path
-    kept = kept_settings(s, "init", "data", "constraints", "show")
-    return open_stage(folder, kept, inputs, s.fresh)
+def _inputs(
+    settings: Settings, policy_folder: Path, reward_folders: dict[str, Path]
+) -> dict[str, Path]:
+    """All that the stage reads, by name."""
+    inputs = {"model": policy_folder}
+    if settings.data != "toy":
+        inputs["data"] = Path(settings.data)
+    if settings.constraints != "toy":
+        inputs["constraints"] = Path(settings.constraints)
+    for axis, folder in reward_folders.items():
+        inputs[f"reward-{axis}"] = folder
+    return inputs
 
 
-def _write_rows(folder: Path, ghosts: list[dict], replay: list[dict]) -> None:
+def _write_dialogs(folder: Path, ghosts: list[Dialog], replay: list[Dialog]) -> None:
     """What is trained on, into dialogs.jsonl (V4's mix) and replay.jsonl."""
     if not ghosts:
         raise InputError(f"{folder}: no answer passed the check; sample more, or use --check none")
-    write_jsonl(folder / "dialogs.jsonl", ghosts)
-    write_jsonl(folder / "replay.jsonl", replay)
+    write_records(folder / "dialogs.jsonl", ghosts)
+    write_records(folder / "replay.jsonl", replay)
 
 
-def _finetune(
-    model: Transformer, training: list[Dialog], s: Settings, folder: Path, dtype: torch.dtype
-) -> None:
+def _finetune(model: Transformer, training: list[EncodedDialog], stage: Stage) -> None:
     """`finetune` with the stage's settings."""
+    settings = stage.settings
     finetune(
         model,
         training,
-        epochs=s.epochs,
-        batch_tokens=s.batch_tokens,
-        micro_tokens=s.micro_tokens,
-        learning_rate=s.learning_rate,
-        weight_decay=s.weight_decay,
-        folder=folder,
+        epochs=settings.epochs,
+        batch_tokens=settings.batch_tokens,
+        micro_tokens=settings.micro_tokens,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        folder=stage.folder,
         phase="gatt",
-        seed=s.seed,
-        dtype=dtype,
+        seed=settings.seed,
+        dtype=stage.dtype,
     )
 
 
-def _show_last_answers(model: Transformer, tokenizer: Tokenizer, ghosts: list[dict]) -> None:
+def _show_last_answers(model: Transformer, tokenizer: Tokenizer, ghosts: list[Dialog]) -> None:
     """What the tuned model now answers where the dialogs' last answers stood."""
-    prompts = [row["messages"][:-1] for row in ghosts]
+    prompts = [ghost.messages[:-1] for ghost in ghosts]
     show_answers(model, tokenizer, prompts, "last answers of five dialogs")
 
 
-def _measure(model: Transformer, tokenizer: Tokenizer, s: Settings) -> dict:
+def _measure(model: Transformer, tokenizer: Tokenizer, settings: Settings) -> dict:
     """What the tuned model is like on the toy world's dev prompts, and how long it keeps to an
-    instruction; nothing where dialogs are from a file, which no measure knows."""
-    if s.data != "toy":
+    instruction; nothing where dialogs are from a file, which no measure knows.
+    """
+    if settings.data != "toy":
         return {}
     results = {"dev": evaluate_on_dev("gatt", model, tokenizer)}
     lasting = [sample_constraints(random.Random(f"adherence {i}")) for i in range(32)]
-    turns = min(s.turns, 20)
-    rows = adherence(model, tokenizer, lasting, turns=turns, split="dev", batch_rows=32)
+    turns = min(settings.turns, 20)
+    judged = adherence(model, tokenizer, lasting, turns=turns, split="dev", batch_rows=32)
     shares = {}
-    for turn, share in adherence_by_turn(rows).items():
+    for turn, share in adherence_by_turn(judged).items():
         shares[turn] = share.mean
     results["adherence"] = shares
     shown = []
@@ -738,46 +728,39 @@ def _measure(model: Transformer, tokenizer: Tokenizer, s: Settings) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    s = parse_settings(Settings, __doc__, PRESETS, argv)
-    _check_settings(s)
-    set_threads(s.threads)
-    set_seed(s.seed)
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    folder = s.out / "gatt"
-    newest = _newest_model(s)
-    reward_models = _reward_models(s)
+    settings = parse_settings(Settings, __doc__, PRESETS, argv)
+    stage = Stage(settings, "gatt")
+    policy_folder = _newest_policy(settings)
+    reward_folders = _reward_folders(settings)
     world.ensure()
-    model, tokenizer = load_model(newest, device)
-    if s.show:
-        _show(model, tokenizer, s)
-        return
+    model, tokenizer = load_model(policy_folder, stage.device)
     max_seq_len = model.args.max_seq_len
     # files are read before the folder is begun, so that a bad one leaves nothing behind
-    dialogs = _dialogs_from_files(tokenizer, s, max_seq_len)
-    started = _open(s, folder, newest, reward_models)
-    if not started:
+    dialogs = _dialogs_from_files(tokenizer, settings, max_seq_len)
+    inputs = _inputs(settings, policy_folder, reward_folders)
+    if not stage.begin(inputs, aside=("init", "data", "constraints")):
         return
-    judges = Judges(reward_models, device) if reward_models else None
+    reward_models = RewardModels(reward_folders, stage.device) if reward_folders else None
 
     # 1. dialogs, each with an instruction that must hold throughout; the policy's ordinary answers
-    prompts = _ordinary_prompts(s, dialogs)
-    ordinary = sample_ordinary(model, tokenizer, prompts, s, folder / "answers-ordinary.jsonl")
-    if s.data == "toy":
-        dialogs = leave_out_long(tokenizer, toy_dialogs(s, ordinary), s, max_seq_len)
+    prompts = _ordinary_prompts(settings, dialogs)
+    ordinary = sample_ordinary(model, tokenizer, prompts, settings, stage.folder)
+    if settings.data == "toy":
+        dialogs = toy_dialogs(settings, ordinary)
+        dialogs = leave_out_long(tokenizer, dialogs, settings, max_seq_len)
 
     # 2. the instruction in every user message: the newest model answers, some earlier turns anew
-    resample_earlier(model, tokenizer, dialogs, s, folder)  # the new answers may be longer
-    dialogs = leave_out_long(tokenizer, dialogs, s, max_seq_len)
-    prompts = [sampling_prompt(dialog, s.context) for dialog in dialogs]
-    answers = _sample_last(model, tokenizer, prompts, s, folder)
-    seconds_sampling = time.time() - started[0]
+    dialogs = resample_earlier(model, tokenizer, dialogs, settings, stage.folder)
+    dialogs = leave_out_long(tokenizer, dialogs, settings, max_seq_len)  # some have grown
+    prompts = [sampling_prompt(dialog, settings.context) for dialog in dialogs]
+    answers = _sample_last(model, tokenizer, prompts, settings, stage.folder)
+    seconds_sampling = stage.seconds()
 
     # 3. keep what the check or the reward prefers; the instruction in the first message only
-    kept = keep_answers(dialogs, answers, s.check, judges, prompts)
+    kept = keep_answers(dialogs, answers, settings.check, reward_models, prompts)
     ghosts = ghost_dialogs(dialogs, kept)
-    replay = ordinary[: s.replay]
-    _write_rows(folder, ghosts, replay)
+    replay = ordinary[: settings.replay]
+    _write_dialogs(stage.folder, ghosts, replay)
     print(
         f"{len(kept)} of {len(dialogs)} dialogs have an answer that the check keeps; "
         f"replay: {len(replay)} answers ({seconds_sampling:.0f} s)"
@@ -785,16 +768,16 @@ def main(argv: list[str] | None = None) -> None:
 
     # 4. fine-tune: no loss on any earlier turn
     training = _encode_ghosts(tokenizer, ghosts, max_seq_len)
-    training += encode_rows(tokenizer, replay, max_seq_len)
-    _finetune(model, training, s, folder, dtype)
-    save_model(folder, model, tokenizer)
-    _show_last_answers(model, tokenizer, ghosts[:5])
+    training += encode_dialogs(tokenizer, replay, max_seq_len)
+    _finetune(model, training, stage)
+    save_model(stage.folder, model, tokenizer)
 
-    # 5. measure
+    # what came of it
+    _show_last_answers(model, tokenizer, ghosts[:5])
     results = {"kept": len(kept) / len(dialogs), "seconds_sampling": seconds_sampling}
-    results |= _measure(model, tokenizer, s)
-    finish_stage(folder, results, started)
-    mix = f"--mix {folder / 'dialogs.jsonl'}"
+    results |= _measure(model, tokenizer, settings)
+    stage.finish(results)
+    mix = f"--mix {stage.folder / 'dialogs.jsonl'}"
     print(f"V4: python rejection_sampling.py --rounds 4 {mix} --batch-tokens 1500")
 
 

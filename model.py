@@ -1,21 +1,23 @@
-"""The Llama 2 transformer (paper §2.2), its KV cache, sampling, and log-probabilities: token ids
-in, token ids out.
+"""The Llama 2 transformer (paper §2.2): token ids in, token ids out.
 
-What the paper does: pre-norm blocks with RMSNorm, SwiGLU feed-forward, rotary positions (RoPE), no
-biases anywhere, an output matrix of its own, and grouped-query attention (GQA) in the 34B and 70B
-models. The names are those of Meta's `model.py`, so the weights of a released checkpoint drop in as
-they are.
-Deleted from Meta's file: model parallelism (fairscale) and the cache inside each attention layer.
-Different: RoPE is written with real numbers (complex ones break on MPS), the cache is an object of
-its own, and a batch is padded on the right. That leaves ONE RULE about positions: a cache slot's
-index is its position, and a query at position p sees slots
-0..p. Padding stands behind every real token, so nobody ever reads it; no left padding, no offsets.
+The paper: pre-norm blocks with RMSNorm, SwiGLU feed-forward, rotary positions (RoPE), no biases
+anywhere, an output matrix of its own, and grouped-query attention (GQA) in the 34B and 70B models.
+The names are those of Meta's `model.py`, so the weights of a released checkpoint drop in as they
+are.
 
-    python model.py out/sft                                   # chat in the terminal
-    python model.py out/sft --prompt "What is the capital of France?"
+Ours:
+- RoPE is written with real numbers: complex ones break on MPS.
+- The KV cache is an object of its own.
+- A batch is padded on the right. That leaves one rule about positions: a cache slot's index is its
+  position, and a query at position p sees slots 0..p. Padding stands behind every real token, so
+  nobody ever reads it.
+
+Deleted: model parallelism (fairscale), the cache inside each attention layer, left padding.
+
+Below the network stand log-probabilities and sampling. To talk to a model:
+`python -m play chat out/sft`.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,16 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def input_error(message: str) -> ValueError:
-    """Returns the house's InputError; imported this late so that the model itself needs nothing but
-    torch and numpy.
-    """
-    from data.errors import InputError
-
-    return InputError(message)
-
 
 # ---- settings ----
 
@@ -63,13 +55,13 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         if self.n_heads % self.kv_heads:
-            raise input_error(
+            raise ValueError(
                 f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}"
             )
         if self.head_dim is None and self.dim % self.n_heads:
-            raise input_error(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
+            raise ValueError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
         if self.head_size % 2:
-            raise input_error(
+            raise ValueError(
                 f"the head size is {self.head_size}, but RoPE turns pairs: it must be even"
             )
 
@@ -346,12 +338,12 @@ class Transformer(nn.Module):
         No positions: tokens stand at 0, 1, 2, …; each sees itself and all before it (training; with
             a cache, prefill). With positions (batch, seq) and a cache: each token is written at its
             own slot and sees the slots up to it (decoding, where rows have different lengths).
-            Without a cache, positions only set the rotation. Raises InputError if a sequence is
+            Without a cache, positions only set the rotation. Raises ValueError if a sequence is
             longer than max_seq_len.
         """
         length = tokens.shape[1] if positions is None else int(positions.max()) + 1
         if length > self.args.max_seq_len:
-            raise input_error(
+            raise ValueError(
                 f"a sequence of {length} tokens is longer than max_seq_len, {self.args.max_seq_len}"
             )
         cos, sin = self.rope_tables(tokens.device)
@@ -492,7 +484,7 @@ def generate(
     sample); a row's randomness is `default_rng(key)`, whatever stands beside it in the batch.
     on_token(row, id) sees each token as it comes. Equal prompts are read once, their cache is then
     repeated; rows that have ended leave the batch. A row ends after max_new_tokens, or earlier
-    where prompt and answer fill max_seq_len ("length"). Raises InputError for a prompt that is
+    where prompt and answer fill max_seq_len ("length"). Raises ValueError for a prompt that is
     empty or leaves no room for an answer, and for a temperature between 0 and 0.01.
     """
     if not prompts:
@@ -500,12 +492,12 @@ def generate(
     args, device = model.args, model.tok_embeddings.weight.device
     for i, (prompt, _) in enumerate(zip(prompts, keys, strict=True)):
         if not 0 < len(prompt) < args.max_seq_len:
-            raise input_error(
+            raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens; possible are 1 to {args.max_seq_len - 1}"
             )
     limits = [min(max_new_tokens, args.max_seq_len - len(prompt)) for prompt in prompts]
     if 0 < temperature < 0.01:  # the products would overflow
-        raise input_error(
+        raise ValueError(
             f"temperature {temperature} is possible from 0.01 upwards, or 0 for the likeliest token"
         )
     uniforms = np.stack([np.random.default_rng(key).random(max(limits)) for key in keys]).astype(
@@ -578,119 +570,3 @@ def generate(
             Generation(row_ids[:end], row_logprobs[:end], "eos" if found else "length")
         )
     return generations
-
-
-# ---- terminal chat ----
-
-
-def stream_answer(
-    model: Transformer, tokenizer, prompt: list[int], key: Sequence[int], args
-) -> str:
-    """Samples one answer and prints it as it comes; returns its text. args: the command line's.
-
-    Raises InputError if the prompt is too long.
-    """
-    ids, shown = [], ""
-
-    def show(_row: int, token: int) -> None:
-        nonlocal shown
-        ids.append(token)
-        text = tokenizer.decode(ids).lstrip()
-        if not text.endswith("\ufffd"):  # half a character waits for the token with its other bytes
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-
-    sampling = args.max_new_tokens, args.temperature, args.top_p
-    [generation] = generate(
-        model, [prompt], [key], *sampling, eos_id=tokenizer.eos_id, on_token=show
-    )
-    text = tokenizer.decode(generation.ids).lstrip()
-    print(text[len(shown) :])
-    if len(prompt) + len(generation.ids) >= model.args.max_seq_len:
-        print(f"[the context of {model.args.max_seq_len} tokens is full: /reset starts over]")
-    elif generation.finish_reason == "length":
-        print("[stopped at --max-new-tokens]")
-    return text.strip()
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The terminal chat, or one answer with --prompt."""
-    from data import encode_prompt
-    from data.errors import InputError
-    from runtime import choose_device, choose_dtype, load_model
-
-    parser = argparse.ArgumentParser(
-        description="Talk to a model. Commands: /reset, /system TEXT, /quit.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "folder", help="the model: a folder that a stage wrote, or any Llama 2 checkpoint"
-    )
-    parser.add_argument("--prompt", help="answer this once and stop")
-    parser.add_argument("--system", default="", help="the system prompt")
-    parser.add_argument(
-        "--temperature", type=float, default=0.6, help="0: always the likeliest token"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=0.9, help="keep the likeliest tokens up to this mass"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal answers")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "--dtype", default="auto", help="of the weights: bfloat16, float32; auto: bfloat16 on a GPU"
-    )
-    args = parser.parse_args(argv)
-    sane = args.temperature == 0 or 0.01 <= args.temperature < 100
-    if not sane or not 0 <= args.top_p <= 1 or args.max_new_tokens < 1 or args.seed < 0:
-        raise InputError(
-            "needed: --temperature 0 or from 0.01, --top-p from 0 to 1, --max-new-tokens >= 1,"
-            " --seed >= 0"
-        )
-    device = torch.device(choose_device(args.device))
-    model, tokenizer = load_model(
-        args.folder, device=device, dtype=choose_dtype(args.dtype, device)
-    )
-
-    def opening() -> list[dict]:
-        return [{"role": "system", "content": args.system}] if args.system else []
-
-    if args.prompt is not None:
-        messages = [*opening(), {"role": "user", "content": args.prompt}]
-        stream_answer(model, tokenizer, encode_prompt(tokenizer, messages), (args.seed, 0), args)
-        return
-    print("/reset starts over, /system TEXT sets the system prompt and starts over, /quit ends")
-    messages, turn = opening(), 0
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            return
-        except UnicodeDecodeError as mistake:
-            print(f"[not text in {mistake.encoding}; the dialog stays as it was]")
-            continue
-        command, _, rest = line.partition(" ")
-        if command == "/quit":
-            return
-        elif command in ("/reset", "/system"):
-            args.system = rest.strip() if command == "/system" else args.system
-            messages = opening()
-        elif command.startswith("/"):
-            print("commands: /reset, /system TEXT, /quit")
-        elif line:
-            asked = [*messages, {"role": "user", "content": line}]
-            try:
-                text = stream_answer(
-                    model, tokenizer, encode_prompt(tokenizer, asked), (args.seed, turn), args
-                )
-            # a reserved tag, or the context is full: the dialog stays as it was
-            except InputError as mistake:
-                print(f"[{mistake}; /reset starts over, /system TEXT sets another system prompt]")
-                continue
-            messages, turn = [*asked, {"role": "assistant", "content": text}], turn + 1
-
-
-if __name__ == "__main__":
-    from runtime import run
-
-    run(main)

@@ -27,8 +27,7 @@ Deleted: entropy bonus, clipping of the value loss, further passes over a batch,
 
 import math
 import random
-import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,10 +37,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import (
+    Answer,
     InputError,
+    Prompt,
     Tokenizer,
     batches_by_length,
-    has_tag,
     micro_batches,
     pad,
     read_prompts,
@@ -50,44 +50,40 @@ from data import (
 )
 from data.annotators import check_annotator
 from eval import VERSIONS, evaluate_on_dev
-from model import Generation, Transformer, generate, token_logprobs
+from model import Generation, Transformer, token_logprobs
 from rejection_sampling import PRESETS as ROUND_PRESETS
-from rejection_sampling import Judges, refresh_reward_models, share_gated
+from rejection_sampling import RewardModels, refresh_reward_models, share_gated, with_scores
 from rejection_sampling import Settings as RoundSettings
 from reward import AXES, RewardModel
 from runtime import (
     Metrics,
+    Stage,
+    StageSettings,
     append_rows,
+    as_answer,
+    as_numbers,
     check_positive,
-    choose_device,
-    choose_dtype,
     encode_prompts,
-    finish_stage,
     is_finished,
-    kept_settings,
     load_checkpoint,
     load_model,
     newest_reward_models,
-    open_stage,
     parse_settings,
     require,
     resume_rows,
     run,
     sample_answers,
+    sample_planned,
     save_checkpoint,
     save_model,
-    set_seed,
-    set_threads,
     unusable,
 )
 from sft import adamw, show_answers
 
 
 @dataclass
-class Settings:
-    preset: str = "toy"  # sizes and hyper-parameters; see below
-    out: Path = Path("out")  # reads OUT/rlhf-v4 and its reward models, writes OUT/rlhf-v4-ppo
-    # the model to start from, which is also π_0; empty: OUT/rlhf-v4. Writes OUT/(its name)-ppo
+class Settings(StageSettings):
+    # the model to start from, which is also π_0; empty: OUT/rlhf-v4. PPO writes OUT/(its name)-ppo
     init: str = ""
     # JSONL of prompts; one in ten of them (at most 256) is held out for the early stop
     prompts: str = "toy"
@@ -107,7 +103,6 @@ class Settings:
     weight_decay: float = 0.1  # paper
     clip: float = 0.2  # paper
     beta: float = 0.03  # weight of the KL penalty (paper: 0.01; 34B and 70B 0.005)
-    shift_mean: bool = True  # the reward's whitening shifts the mean to 0, too; our choice
     gamma: float = 1.0  # discount; our choice: an answer is short
     lam: float = 0.95  # λ of generalised advantage estimation; our choice
     cut_reward: float = -2.0  # whitened reward of an answer without EOS, or with a tag; our choice
@@ -116,17 +111,9 @@ class Settings:
     value_warmup: int = 5  # iterations in which the value network learns alone; our choice
     max_new_tokens: int = 96  # longest answer
     evaluate_every: int = 10  # iterations between evaluations on held-out prompts
-    # answers to each held-out prompt; our choice: with one, chance picks the best model
-    held_out_samples: int = 2
     patience: int = 3  # stop after so many evaluations without a better one
     # stop where the KL per answer exceeds so many nats; such a model is not kept
     max_kl: float = 3.0
-    save_every: int = 5  # iterations between checkpoints
-    seed: int = 0  # of prompts, sampling and order
-    device: str = "auto"  # auto, cpu, cuda, mps
-    dtype: str = "auto"  # float32 or bfloat16 for the products
-    threads: int = 0  # CPU threads; 0: torch decides
-    fresh: bool = False  # start over: delete what is in the folder
 
     def __post_init__(self) -> None:
         check_positive(
@@ -142,10 +129,8 @@ class Settings:
             "clip",
             "max_new_tokens",
             "evaluate_every",
-            "held_out_samples",
             "patience",
             "max_kl",
-            "save_every",
             or_zero=("beta", "value_warmup", "weight_decay", "max_prompts"),
         )
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
@@ -153,38 +138,41 @@ class Settings:
             raise InputError(f"{wanted} (are {self.gamma}, {self.lam})")
 
 
-PAPER = dict(
-    annotator="none",
-    iterations=400,
-    batch=512,
-    mini_batch=64,
-    micro_tokens=8192,
-    learning_rate=1e-6,
-    value_learning_rate=1e-6,
-    beta=0.01,
-    max_new_tokens=1024,
-    value_init="reward",
-    max_kl=50.0,
-    prompts="",
-)
+PAPER = {
+    "annotator": "none",
+    "iterations": 400,
+    "batch": 512,
+    "mini_batch": 64,
+    "micro_tokens": 8192,
+    "learning_rate": 1e-6,
+    "value_learning_rate": 1e-6,
+    "beta": 0.01,
+    "max_new_tokens": 1024,
+    "value_init": "reward",
+    "max_kl": 50.0,
+    "prompts": "",
+}
+TINY = {
+    "helpfulness_pairs": 40,
+    "safety_pairs": 30,
+    "iterations": 6,
+    "batch": 16,
+    "mini_batch": 8,
+    "value_warmup": 1,
+    "evaluate_every": 2,
+}
 PRESETS = {
-    "tiny": dict(
-        helpfulness_pairs=40,
-        safety_pairs=30,
-        iterations=6,
-        batch=16,
-        mini_batch=8,
-        value_warmup=1,
-        evaluate_every=2,
-        save_every=2,
-    ),
+    "tiny": TINY,
     "toy": {},
-    "small": dict(learning_rate=5e-5, value_learning_rate=2e-4, iterations=100),
+    "small": {"learning_rate": 5e-5, "value_learning_rate": 2e-4, "iterations": 100},
     "llama-2-7b": PAPER,
     "llama-2-13b": PAPER,
-    "llama-2-34b": PAPER | dict(beta=0.005),
-    "llama-2-70b": PAPER | dict(beta=0.005),
+    "llama-2-34b": PAPER | {"beta": 0.005},
+    "llama-2-70b": PAPER | {"beta": 0.005},
 }
+
+SAVE_EVERY = 5  # iterations between checkpoints
+HELD_OUT_SAMPLES = 2  # answers to each held-out prompt: with one, chance picks the best model
 
 
 @dataclass
@@ -194,7 +182,7 @@ class Rollout:
     tokens before t), its reward. Outside of the mask everything is 0.
     """
 
-    rows: list[dict]  # (batch) text, ids, finish reason, both scores
+    answers: list[Answer]  # (batch) with both scores
     tokens: Tensor  # (batch, seq) prompt and answer as sampled, padded on the right
     mask: Tensor  # (batch, seq) bool: the answer's tokens, EOS included
     logprobs: Tensor  # (batch, seq) log π(token), by the policy as it sampled
@@ -233,7 +221,7 @@ class Critic(nn.Module):
         state at EOS, and no other reward than its own. A head that also reads log-probabilities
         gives its direction only."""
         self.head.weight.copy_(model.head.weight / spread)
-        if model.logprob_weights is None:
+        if model.logprob_head is None:
             self.head.bias.fill_(-(model.shift.item() + mean) / spread)
 
 
@@ -422,8 +410,8 @@ def rollout(
     policy: Transformer,
     reference: Transformer,
     critic: Critic,
-    judges: Judges,
-    prompts: list[dict],
+    reward_models: RewardModels,
+    prompts: list[Prompt],
     key: tuple,
     settings: Settings,
     dtype: torch.dtype = torch.float32,
@@ -431,28 +419,32 @@ def rollout(
     """The first half of an iteration: an answer to each prompt, its rewards, its advantages.
 
     Args:
-        prompts: {"prompt": messages, "is_safety": bool, …}, one for each answer. key: of the
-            randomness; the answer's number in the batch is added to it.
+        prompts: one for each answer. key: of the randomness; the answer's number in the batch is
+            added to it.
     """
     # 1. sample, at temperature 1; the ids go on as they were sampled
     device = policy.tok_embeddings.weight.device
-    encoded = encode_prompts(judges.tokenizer, prompts, policy.args.max_seq_len)
-    answers = _sample(policy, judges.tokenizer, encoded, key, settings, dtype)
-    answer_ids = [answer.ids for answer in answers]
+    tokenizer = reward_models.tokenizer
+    encoded = encode_prompts(tokenizer, prompts, policy.args.max_seq_len)
+    generations = _sample(policy, tokenizer, encoded, key, settings, dtype)
+    answer_ids = [generation.ids for generation in generations]
     tokens, mask = pad_answers(encoded, answer_ids, device)  # (batch, seq) each
-    logprobs = _sampled_logprobs(answers, mask)  # (batch, seq)
+    logprobs = _sampled_logprobs(generations, mask)  # (batch, seq)
 
     # 2. score: the combined reward, whitened; an answer that is no example has a fixed one
-    rows = _answer_rows(answers, judges.tokenizer)
-    scores = judges.rewards(prompts, rows)  # (batch)
-    scores = whiten_rewards(scores, settings.shift_mean).to(device)
-    is_cut = torch.tensor([bool(unusable(row)) for row in rows], device=device)  # (batch)
+    answers = []
+    for i, generation in enumerate(generations):
+        answers.append(as_answer(tokenizer, generation, i, 0, 1.0))
+    raw_scores = reward_models.scores(prompts, answers)
+    answers = with_scores(answers, raw_scores)
+    scores = whiten_rewards(raw_scores["reward"]).to(device)  # (batch)
+    is_cut = torch.tensor([bool(unusable(answer)) for answer in answers], device=device)  # (batch)
     scores[is_cut] = settings.cut_reward
 
     # 3. what the reference policy and the value network think of the same tokens
     reference_logprobs = torch.zeros_like(logprobs)  # (batch, seq)
     values = torch.zeros_like(logprobs)  # (batch, seq)
-    everyone = list(range(len(rows)))
+    everyone = list(range(len(answers)))
     for picked, length in micro_batches(mask, everyone, settings.micro_tokens):
         some_tokens = tokens[picked, :length]  # (micro-batch, length)
         some_mask = mask[picked, :length]  # (micro-batch, length)
@@ -466,7 +458,7 @@ def rollout(
     rewards = token_rewards(scores, kl, mask, settings.beta)  # (batch, seq)
     advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
     return Rollout(
-        rows=rows,
+        answers=answers,
         tokens=tokens,
         mask=mask,
         logprobs=logprobs,
@@ -493,47 +485,22 @@ def _sample(
     dtype: torch.dtype,
 ) -> list[Generation]:
     """An answer to each encoded prompt, by the policy as it is: temperature 1, no top-p."""
-    numbers = []  # the key's words as numbers
-    for part in key:
-        numbers.append(part if isinstance(part, int) else zlib.crc32(part.encode()))
+    keys = [(*as_numbers(key), i) for i in range(len(encoded))]
     longest = [len(ids) + settings.max_new_tokens for ids in encoded]
-    device = policy.tok_embeddings.weight.device
-    answers = {}  # by their number in the batch
-    with _autocast(device, dtype):
-        for some in batches_by_length(longest, 2 * settings.micro_tokens):
-            prompts = [encoded[i] for i in some]
-            keys = [(*numbers, i) for i in some]
-            sampled = generate(
-                policy, prompts, keys, settings.max_new_tokens, 1.0, eos_id=tokenizer.eos_id
-            )
-            answers.update(zip(some, sampled, strict=True))
-    return [answers[i] for i in range(len(encoded))]
+    plan = batches_by_length(longest, 2 * settings.micro_tokens)
+    with _autocast(policy.tok_embeddings.weight.device, dtype):
+        return sample_planned(
+            policy, tokenizer, encoded, keys, plan, max_new_tokens=settings.max_new_tokens
+        )
 
 
-def _sampled_logprobs(answers: list[Generation], mask: Tensor) -> Tensor:
+def _sampled_logprobs(generations: list[Generation], mask: Tensor) -> Tensor:
     """log π(token) as the policy sampled it, at the places of the mask: (batch, seq)."""
     flat = []
-    for answer in answers:
-        flat.extend(answer.logprobs)
+    for generation in generations:
+        flat.extend(generation.logprobs)
     logprobs = torch.tensor(flat, device=mask.device)  # (answer tokens)
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logprobs)
-
-
-def _answer_rows(answers: list[Generation], tokenizer: Tokenizer) -> list[dict]:
-    """Sampled answers in the form in which reward models read them and logs keep them."""
-    rows = []
-    for i, answer in enumerate(answers):
-        text = tokenizer.decode(answer.ids).strip()
-        rows.append(
-            {
-                "index": i,
-                "answer": text,
-                "answer_ids": answer.ids,
-                "finish_reason": answer.finish_reason,
-                "has_tag": has_tag(text),
-            }
-        )
-    return rows
 
 
 def ppo_step(
@@ -593,7 +560,7 @@ def ppo_step(
     return means
 
 
-def describe(batch: Rollout, prompts: list[dict]) -> dict[str, float]:
+def describe(batch: Rollout, prompts: list[Prompt]) -> dict[str, float]:
     """The numbers of a rollout that tell how PPO is doing, for the log.
 
     `entropy` is the mean of -log π over what was sampled, in nats per token. `explained_variance`
@@ -601,40 +568,40 @@ def describe(batch: Rollout, prompts: list[dict]) -> dict[str, float]:
     `gated`: share of the answers to untagged prompts that the safety model took over.
     """
     mask = batch.mask
-    count = len(batch.rows)
+    answers = batch.answers
     kl = kl_penalty(batch.logprobs, batch.reference, mask).sum(1)  # (batch)
     error = (batch.returns - batch.values)[mask].var()
     spread = batch.returns[mask].var().clamp(min=1e-8)
-    cut = [row for row in batch.rows if unusable(row)]
+    cut = [answer for answer in answers if unusable(answer)]
     return {
-        "reward": _mean(batch.rows, "reward"),
-        **_mean_scores(batch.rows),
-        "gated": share_gated(prompts, batch.rows),
+        "reward": _mean([answer.reward for answer in answers]),
+        **_mean_scores(answers),
+        "gated": share_gated(prompts, answers),
         "reward_whitened": batch.scores.mean().item(),
         "objective": batch.rewards.sum(1).mean().item(),
         "kl": kl.mean().item(),
         "entropy": -batch.logprobs[mask].mean().item(),
         "explained_variance": 1 - (error / spread).item(),
-        "length": mask.sum().item() / count,
-        "cut": len(cut) / count,
+        "length": mask.sum().item() / len(answers),
+        "cut": len(cut) / len(answers),
     }
 
 
-def _mean(rows: list[dict], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
-def _mean_scores(rows: list[dict]) -> dict[str, float]:
+def _mean_scores(answers: list[Answer]) -> dict[str, float]:
     """Mean score by each of the two reward models."""
-    return {axis: _mean(rows, axis) for axis in AXES}
+    return {axis: _mean([getattr(answer, axis) for answer in answers]) for axis in AXES}
 
 
 @torch.no_grad()
 def held_out(
     policy: Transformer,
     reference: Transformer,
-    judges: Judges,
-    prompts: list[dict],
+    reward_models: RewardModels,
+    prompts: list[Prompt],
     settings: Settings,
 ) -> dict[str, float]:
     """How good the policy is on held-out prompts; equal random numbers each time.
@@ -643,36 +610,38 @@ def held_out(
         {"reward": mean combined reward, "spread": its standard deviation, "kl": nats per answer,
         "length": tokens per answer, and for each reward model its name: mean score}.
     """
-    rows = sample_answers(
+    answers = sample_answers(
         policy,
-        judges.tokenizer,
+        reward_models.tokenizer,
         prompts,
         key=(settings.seed, "ppo held-out"),
-        samples=settings.held_out_samples,
+        samples=HELD_OUT_SAMPLES,
         max_new_tokens=settings.max_new_tokens,
         desc="held-out",
     )
-    rewards = judges.rewards(prompts, rows)  # (answers)
+    raw_scores = reward_models.scores(prompts, answers)
+    answers = with_scores(answers, raw_scores)
+    rewards = raw_scores["reward"]  # (answers)
     spread = 1.0
-    if len(rows) > 1:
+    if len(answers) > 1:
         spread = max(1e-6, rewards.std().item())
 
-    encoded = encode_prompts(judges.tokenizer, prompts, policy.args.max_seq_len)
-    prompt_ids = [encoded[row["index"]] for row in rows]
-    answer_ids = [row["answer_ids"] for row in rows]
+    encoded = encode_prompts(reward_models.tokenizer, prompts, policy.args.max_seq_len)
+    prompt_ids = [encoded[answer.index] for answer in answers]
+    answer_ids = [answer.ids for answer in answers]
     device = policy.tok_embeddings.weight.device
     tokens, mask = pad_answers(prompt_ids, answer_ids, device)  # (answers, seq) each
-    reference_sums = torch.zeros(len(rows), device=device)  # (answers) log π_0(answer)
-    everyone = list(range(len(rows)))
+    reference_sums = torch.zeros(len(answers), device=device)  # (answers) log π_0(answer)
+    everyone = list(range(len(answers)))
     for picked, length in micro_batches(mask, everyone, settings.micro_tokens):
         logprobs = answer_logprobs(reference, tokens[picked, :length], mask[picked, :length])
         reference_sums[picked] = logprobs.sum(1)
     return {
         "reward": rewards.mean().item(),
         "spread": spread,
-        "kl": _mean(rows, "logprob") - reference_sums.mean().item(),
-        "length": mask.sum().item() / len(rows),
-        **_mean_scores(rows),
+        "kl": _mean([answer.logprob for answer in answers]) - reference_sums.mean().item(),
+        "length": mask.sum().item() / len(answers),
+        **_mean_scores(answers),
     }
 
 
@@ -684,12 +653,11 @@ class _Inputs:
     """What PPO starts from."""
 
     init: Path  # folder of the model
-    folder: Path  # where PPO's result goes
     earlier: list[Path]  # folders of finished versions up to it, with their preferences
-    judges: dict[str, Path]  # {axis: folder of its newest reward model}
+    reward_folders: dict[str, Path]  # {axis: folder of its newest reward model}
     file: Path  # of prompts
-    prompts: list[dict]  # to learn on
-    held_out: list[dict]  # for the early stop
+    prompts: list[Prompt]  # to learn on
+    held_out: list[Prompt]  # for the early stop
 
 
 def _find_inputs(settings: Settings) -> _Inputs:
@@ -700,13 +668,12 @@ def _find_inputs(settings: Settings) -> _Inputs:
         older = VERSIONS[: VERSIONS.index(init.name)]
     earlier = [settings.out / name for name in older if is_finished(settings.out / name)]
     earlier.append(init)
-    judges = newest_reward_models(settings.out, earlier)  # its own, where it has them
+    reward_folders = newest_reward_models(settings.out, earlier)  # its own, where it has them
     file, prompts, held_out_prompts = _read_prompts(settings)
-    folder = settings.out / f"{init.name}-ppo"
-    return _Inputs(init, folder, earlier, judges, file, prompts, held_out_prompts)
+    return _Inputs(init, earlier, reward_folders, file, prompts, held_out_prompts)
 
 
-def _read_prompts(settings: Settings) -> tuple[Path, list[dict], list[dict]]:
+def _read_prompts(settings: Settings) -> tuple[Path, list[Prompt], list[Prompt]]:
     """The file of prompts, the prompts to learn on, those held out for the early stop."""
     if not settings.prompts:
         raise InputError(f"--preset {settings.preset} needs prompts: --prompts FILE.jsonl")
@@ -726,27 +693,18 @@ def _read_prompts(settings: Settings) -> tuple[Path, list[dict], list[dict]]:
     return file, shuffled[count:], shuffled[:count]
 
 
-def _check_inputs(
-    inputs: _Inputs,
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    settings: Settings,
-    device: torch.device,
-) -> None:
+def _check_inputs(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, stage: Stage) -> None:
     """Tells of what cannot be used before anything is made."""
     encode_prompts(tokenizer, inputs.prompts + inputs.held_out, policy.args.max_seq_len)
-    check_annotator(settings.annotator, inputs.prompts)
-    if Judges(inputs.judges, device).tokenizer.fingerprint != tokenizer.fingerprint:
-        both = f"{inputs.init} and {inputs.judges['safety']}"
+    check_annotator(stage.settings.annotator, inputs.prompts)
+    reward_models = RewardModels(inputs.reward_folders, stage.device)
+    if reward_models.tokenizer.fingerprint != tokenizer.fingerprint:
+        both = f"{inputs.init} and {inputs.reward_folders['safety']}"
         raise InputError(f"{both} have different tokenizers; PPO scores the ids as sampled")
 
 
-def _refresh_judges(
-    inputs: _Inputs,
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    settings: Settings,
-    dtype: torch.dtype,
+def _refresh(
+    inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, stage: Stage
 ) -> tuple[dict[str, Path], dict]:
     """Fresh preferences between the policy's answers, on which the reward models learn on.
 
@@ -754,30 +712,30 @@ def _refresh_judges(
         ({axis: folder of the refreshed reward model}, {axis: accuracy of the one before on the
         fresh pairs}); without an annotator the reward models stay.
     """
+    settings = stage.settings
     if settings.annotator == "none":
-        return inputs.judges, {}
-    shared = (
-        "out",
-        "annotator",
-        "helpfulness_pairs",
-        "safety_pairs",
-        "max_new_tokens",
-        "micro_tokens",
-        "seed",
+        return inputs.reward_folders, {}
+    round_settings = replace(
+        RoundSettings(**ROUND_PRESETS[settings.preset]),
+        out=settings.out,
+        annotator=settings.annotator,
+        helpfulness_pairs=settings.helpfulness_pairs,
+        safety_pairs=settings.safety_pairs,
+        max_new_tokens=settings.max_new_tokens,
+        micro_tokens=settings.micro_tokens,
+        seed=settings.seed,
     )
-    ours = {name: getattr(settings, name) for name in shared}
-    preset = ROUND_PRESETS[settings.preset]
     return refresh_reward_models(
         [policy],
         tokenizer,
         inputs.prompts,
-        inputs.judges,
-        RoundSettings(**preset | ours),
-        label=inputs.folder.name,
+        inputs.reward_folders,
+        round_settings,
+        label=stage.name,
         number=100,
         earlier=inputs.earlier,
-        folder=inputs.folder,
-        dtype=dtype,
+        folder=stage.folder,
+        dtype=stage.dtype,
     )
 
 
@@ -789,7 +747,7 @@ class _Training:
     policy: Transformer
     reference: Transformer  # π_0
     critic: Critic
-    judges: Judges  # both reward models
+    reward_models: RewardModels
     optimizers: dict[str, torch.optim.Optimizer]  # of "policy" and "critic"
     first: int = 0  # the first iteration that is still to be made
     best: dict = field(default_factory=lambda: {"reward": -math.inf})  # what `held_out` found
@@ -832,7 +790,7 @@ class _Training:
     def log(
         self,
         iteration: int,
-        prompts: list[dict],
+        prompts: list[Prompt],
         batch: Rollout,
         numbers: dict[str, float],
         settings: Settings,
@@ -843,8 +801,8 @@ class _Training:
             scores = batch.scores.tolist()
             rows = []
             for i, prompt in enumerate(prompts[:8]):
-                row = {"iteration": iteration, "prompt": prompt["prompt"]}
-                rows.append(row | batch.rows[i] | {"whitened": scores[i]})
+                row = {"iteration": iteration, "prompt": prompt.messages}
+                rows.append(row | batch.answers[i].to_json() | {"whitened": scores[i]})
             append_rows(self.answers_file, rows)
 
 
@@ -858,7 +816,7 @@ def _make_optimizers(
 
 
 def _early_stop(
-    training: _Training, iteration: int, prompts: list[dict], settings: Settings
+    training: _Training, iteration: int, prompts: list[Prompt], settings: Settings
 ) -> bool:
     """The early stop's look at held-out prompts, which keeps the best policy so far.
 
@@ -868,17 +826,14 @@ def _early_stop(
         Whether the run ends: all iterations made, no better for long enough, or too far from π_0.
     """
     policy = training.policy
-    measured = held_out(policy, training.reference, training.judges, prompts, settings)
+    measured = held_out(policy, training.reference, training.reward_models, prompts, settings)
     training.metrics.log("held-out", iteration, **measured)
     reward = measured["reward"]
     kl = measured["kl"]
 
     if iteration == 0 and settings.value_init == "reward":
-        mean = reward
-        if not settings.shift_mean:  # a part of the mean stays in whitened rewards
-            mean = reward * (1 - measured["spread"])
-        helpfulness = training.judges.models["helpfulness"]
-        training.critic.start_at(helpfulness, mean, measured["spread"])
+        helpfulness = training.reward_models.models["helpfulness"]
+        training.critic.start_at(helpfulness, reward, measured["spread"])
 
     measured["iteration"] = iteration
     start = measured if iteration == 0 else training.best["start"]
@@ -890,14 +845,14 @@ def _early_stop(
         training.stale += 1
 
     title = f"iteration {iteration}: held-out reward {reward:.3f}, KL {kl:.2f} nats per answer"
-    shown = [prompt["prompt"] for prompt in prompts[:5]]
-    show_answers(policy, training.judges.tokenizer, shown, title)
+    shown = [prompt.messages for prompt in prompts[:5]]
+    show_answers(policy, training.reward_models.tokenizer, shown, title)
     if iteration == settings.iterations:
         return True
     return training.stale >= settings.patience or kl > settings.max_kl
 
 
-def _draw_prompts(prompts: list[dict], count: int, rng: random.Random) -> list[dict]:
+def _draw_prompts(prompts: list[Prompt], count: int, rng: random.Random) -> list[Prompt]:
     """So many prompts, in a new order."""
     copies = math.ceil(count / len(prompts))  # where prompts are few, one may come several times
     return rng.sample(prompts * copies, count)
@@ -926,18 +881,19 @@ def _update(
         steps.append(
             ppo_step(training.policy, training.critic, optimizers, batch, picked, settings, dtype)
         )
-    losses = {name: _mean(steps, name) for name in steps[0]}
+    losses = {name: _mean([step[name] for step in steps]) for name in steps[0]}
     if not math.isfinite(losses["value_loss"] + losses.get("policy_loss", 0.0)):
         cure = "lower --learning-rate or --value-learning-rate"
         raise InputError(f"the loss of iteration {iteration} is not finite: {cure}")
     return losses
 
 
-def _begin(first: int, inputs: _Inputs, settings: Settings, machine: str) -> tqdm:
+def _begin(first: int, inputs: _Inputs, stage: Stage) -> tqdm:
     """Says what begins; the bar stands where a killed run was."""
+    settings = stage.settings
     prompts = f"{len(inputs.prompts):,} prompts, {len(inputs.held_out)} held out"
     iterations = f"{settings.iterations} iterations of {settings.batch}"
-    print(f"{prompts}; {iterations}, on {machine}")
+    print(f"{prompts}; {iterations}, on {stage.device} in {stage.dtype}")
     total = settings.iterations
     return tqdm(total=total, initial=first, desc="ppo", mininterval=1, disable=None)
 
@@ -948,13 +904,15 @@ def _advance(bar: tqdm, numbers: dict[str, float]) -> None:
     bar.set_postfix_str(text, refresh=False)
 
 
-def _results(iterations: int, best: dict, accuracies: dict, judge_folders: dict[str, Path]) -> dict:
+def _results(
+    iterations: int, best: dict, accuracies: dict, reward_folders: dict[str, Path]
+) -> dict:
     """For the stage's record."""
     return {
         "iterations": iterations,
         "best": best,
         "refreshed": accuracies,
-        "reward_models": {axis: str(path) for axis, path in judge_folders.items()},
+        "reward_models": {axis: str(path) for axis, path in reward_folders.items()},
     }
 
 
@@ -969,32 +927,28 @@ def _print_gain(best: dict, iterations: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     # 1. the model to start from, its reward models, prompts to learn on and others held out
     settings = parse_settings(Settings, __doc__, PRESETS, argv)
-    set_threads(settings.threads)
-    set_seed(settings.seed)
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
     inputs = _find_inputs(settings)
-    policy, tokenizer = load_model(inputs.init, device)
-    _check_inputs(inputs, policy, tokenizer, settings, device)
-    files = {"model": inputs.init, "prompts": inputs.file, **inputs.judges}
-    started = open_stage(inputs.folder, kept_settings(settings, "init"), files, settings.fresh)
-    if not started:
+    stage = Stage(settings, f"{inputs.init.name}-ppo")
+    policy, tokenizer = load_model(inputs.init, stage.device)
+    _check_inputs(inputs, policy, tokenizer, stage)
+    files = {"model": inputs.init, "prompts": inputs.file, **inputs.reward_folders}
+    if not stage.begin(files, aside=("init",)):
         return
 
     # 2. fresh preferences on that model; the reward models are refreshed, as before every round
-    judge_folders, accuracies = _refresh_judges(inputs, policy, tokenizer, settings, dtype)
+    reward_folders, accuracies = _refresh(inputs, policy, tokenizer, stage)
 
     # 3. five models: policy, reference, value network, two reward models
-    judges = Judges(judge_folders, device)
-    reference = load_model(inputs.init, device)[0].requires_grad_(False)
-    body = inputs.init if settings.value_init == "policy" else judge_folders["helpfulness"]
-    critic = Critic(load_model(body, device)[0])
+    reward_models = RewardModels(reward_folders, stage.device)
+    reference = load_model(inputs.init, stage.device)[0].requires_grad_(False)
+    body = inputs.init if settings.value_init == "policy" else reward_folders["helpfulness"]
+    critic = Critic(load_model(body, stage.device)[0])
     optimizers = _make_optimizers(policy, critic, settings)
-    training = _Training(inputs.folder, policy, reference, critic, judges, optimizers)
+    training = _Training(stage.folder, policy, reference, critic, reward_models, optimizers)
 
     # 4. iterations: sample and score, update; now and then the early stop looks at other prompts
-    training.resume(device)
-    bar = _begin(training.first, inputs, settings, f"{device} in {dtype}")
+    training.resume(stage.device)
+    bar = _begin(training.first, inputs, stage)
     for iteration in range(training.first, settings.iterations + 1):
         if iteration % settings.evaluate_every == 0 or iteration == settings.iterations:
             if _early_stop(training, iteration, inputs.held_out, settings):
@@ -1002,24 +956,26 @@ def main(argv: list[str] | None = None) -> None:
         rng = random.Random(f"{settings.seed} ppo {iteration}")
         prompts = _draw_prompts(inputs.prompts, settings.batch, rng)
         key = (settings.seed, "ppo", iteration)
-        batch = rollout(policy, reference, critic, judges, prompts, key, settings, dtype)
-        losses = _update(training, iteration, batch, rng, settings, dtype)
+        batch = rollout(
+            policy, reference, critic, reward_models, prompts, key, settings, stage.dtype
+        )
+        losses = _update(training, iteration, batch, rng, settings, stage.dtype)
         numbers = describe(batch, prompts) | losses
         training.log(iteration, prompts, batch, numbers, settings)
-        if (iteration + 1) % settings.save_every == 0:
+        if (iteration + 1) % SAVE_EVERY == 0:
             training.save(iteration + 1)
         _advance(bar, numbers)
     bar.close()
 
     # 5. save the best policy, measure it
-    policy.load_state_dict(load_checkpoint(training.best_file, device)["policy"])
-    save_model(inputs.folder, policy, tokenizer)
-    save_checkpoint(inputs.folder / "critic.pth", critic.state_dict())  # as it is at the end
-    results = _results(iteration, training.best, accuracies, judge_folders)
+    policy.load_state_dict(load_checkpoint(training.best_file, stage.device)["policy"])
+    save_model(stage.folder, policy, tokenizer)
+    save_checkpoint(stage.folder / "critic.pth", critic.state_dict())  # as it is at the end
+    results = _results(iteration, training.best, accuracies, reward_folders)
     _print_gain(training.best, iteration)
     if settings.prompts == "toy":
-        results["dev"] = evaluate_on_dev(inputs.folder.name, policy, tokenizer)
-    finish_stage(inputs.folder, results, started)
+        results["dev"] = evaluate_on_dev(stage.name, policy, tokenizer)
+    stage.finish(results)
 
 
 if __name__ == "__main__":

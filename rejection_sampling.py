@@ -13,12 +13,12 @@ old ones, 2,400 at most. K, the prompts per round and the fine-tuning settings a
     python rejection_sampling.py --rounds 1-3                        some of them
     python rejection_sampling.py --rounds 5 --init out/rlhf-v4-ppo   V5, from V4-PPO
     python rejection_sampling.py --rounds 5 --name rlhf-v5-no-ppo    a control, in its own folder
-    python rejection_sampling.py --answer "Name three animals."      best of N, and all candidates
 """
 
 import random
 import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,12 @@ import torch
 from torch import Tensor
 
 from data import (
+    Answer,
+    Dialog,
+    EncodedDialog,
     InputError,
+    Pair,
+    Prompt,
     Tokenizer,
     encode_prompt,
     read_jsonl,
@@ -35,14 +40,14 @@ from data import (
     read_prompts,
     read_sft,
     world,
-    write_jsonl,
+    write_records,
 )
 from data.annotators import NotAnnotated, check_annotator
-from data.chat import Dialog
-from eval import VERSIONS, evaluate_on_dev
+from eval import evaluate_on_dev
 from model import Transformer
 from reward import (
     AXES,
+    MARGINS,
     RewardModel,
     collect_preferences,
     combine_rewards,
@@ -56,37 +61,27 @@ from reward import (
     train_reward_model,
 )
 from runtime import (
-    Metrics,
+    Stage,
+    StageSettings,
     append_rows,
     check_positive,
     check_same_prompts,
-    choose_device,
-    choose_dtype,
-    finish_stage,
-    is_finished,
-    kept_settings,
     load_model,
     newest_reward_models,
-    open_stage,
     parse_settings,
     require,
     resume_rows,
     run,
     sample_answers,
     save_model,
-    set_seed,
-    set_threads,
-    terminal,
     unusable,
 )
 from runtime.lineage import Lineage, trace
-from sft import encode_rows, finetune, show_answers
+from sft import encode_dialogs, finetune, show_answers
 
 
 @dataclass
-class Settings:
-    preset: str = "toy"  # sizes and hyper-parameters; see below
-    out: Path = Path("out")  # reads OUT/sft and OUT/reward-*, writes OUT/rlhf-v1 ...
+class Settings(StageSettings):
     rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5
     # the model that the first of these rounds samples from; empty: the version before it
     init: str = ""
@@ -110,7 +105,7 @@ class Settings:
     helpfulness_pairs: int = 2400
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
-    margin: Literal["none", "small", "large"] = "small"  # as in reward.py
+    margin: Literal[tuple(MARGINS)] = "small"  # as in reward.py
     reward_learning_rate: float = 5e-4  # of the refresh; our choice
     reward_batch_tokens: int = 1200  # as in reward.py
     epochs: int = 2  # over the best answers; our choice
@@ -118,22 +113,20 @@ class Settings:
     micro_tokens: int = 16384  # tokens a forward pass
     learning_rate: float = 5e-4  # our choice; the paper says "similar to SFT"
     weight_decay: float = 0.1  # paper, of SFT
-    # no round: answer this prompt by best of N with the newest model, show all candidates
-    answer: str = ""
-    n: int = 16  # N of --answer
-    temperature: float = 1.0  # of --answer
-    seed: int = 0  # of sampling, order and the annotator's noise
-    device: str = "auto"  # auto, cpu, cuda, mps
-    dtype: str = "auto"  # float32 or bfloat16 for the products
-    threads: int = 0  # CPU threads; 0: torch decides
-    fresh: bool = False  # start over: delete these rounds' folders
 
     def __post_init__(self):
         check_positive(
             self,
-            *("samples", "max_new_tokens", "n", "temperature", "epochs", "batch_tokens"),
-            *("micro_tokens", "learning_rate", "temperatures", "pair_temperatures"),
-            *("helpfulness_pairs", "safety_pairs"),
+            "samples",
+            "max_new_tokens",
+            "epochs",
+            "batch_tokens",
+            "micro_tokens",
+            "learning_rate",
+            "temperatures",
+            "pair_temperatures",
+            "helpfulness_pairs",
+            "safety_pairs",
             or_zero=("weight_decay", "max_prompts"),
         )
 
@@ -171,9 +164,8 @@ PRESETS = {
 MAX_REPLAY = 2400  # earlier pairs that a reward model sees again in a refresh; our choice
 PROBE = 48  # prompts of the temperature search; our choice
 
-# keys of an answer's row: what `rescored.jsonl` and `best.jsonl` have of it
+# what `rescored.jsonl` has of an answer
 RESCORED_KEYS = ("version", "index", "sample", *AXES, "reward")
-BEST_KEYS = ("answer_ids", "tokenizer", "version", "reward", *AXES, "temperature")
 
 
 # ---- scores ----
@@ -196,18 +188,18 @@ def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
     return best
 
 
-def _best_rows(rows: list[dict]) -> dict[int, dict]:
-    """{prompt: the row of its answer with the highest reward}."""
-    rewards = torch.tensor([row["reward"] for row in rows])  # (answers)
-    owners = [row["index"] for row in rows]
+def _best_answers(answers: list[Answer]) -> dict[int, Answer]:
+    """{prompt: its answer with the highest reward}."""
+    rewards = torch.tensor([answer.reward for answer in answers])  # (answers)
+    owners = [answer.index for answer in answers]
     best = {}
     for owner, number in best_of(rewards, owners).items():
-        best[owner] = rows[number]
+        best[owner] = answers[number]
     return best
 
 
-class Judges:
-    """The two reward models, and what they give to sampled answers.
+class RewardModels:
+    """Both reward models, and what they give to sampled answers.
 
     They share a tokenizer, not always the policy's.
     """
@@ -222,30 +214,29 @@ class Judges:
             shown = " and ".join(map(str, folders.values()))
             raise InputError(f"the reward models {shown} have different tokenizers")
 
-    def sequences(self, prompts: list[dict], rows: list[dict]) -> list[list[int]]:
-        """Prompt and answer as ids, of each row.
+    def sequences(self, prompts: list[Prompt], answers: list[Answer]) -> list[list[int]]:
+        """Prompt and answer as ids, of each answer.
 
-        The answer's ids are those that were sampled, where the row's tokenizer is the judges' (or
-        the row names none); else those of its text, as a dialog. The text of an answer that holds a
-        tag counts as empty: such an answer is never kept, whatever it scores.
+        An answer's ids are those that were sampled, where its tokenizer is the reward models' (or
+        it names none); else those of its text, as a dialog. The text of an answer that holds a tag
+        counts as empty: such an answer is never kept, whatever it scores.
 
         Raises:
             InputError: prompt and answer are longer than the context of a reward model.
         """
         encoded: dict[int, list[int]] = {}  # each prompt once
-        for index in {row["index"] for row in rows}:
-            encoded[index] = encode_prompt(self.tokenizer, prompts[index]["prompt"])
+        for index in {answer.index for answer in answers}:
+            encoded[index] = encode_prompt(self.tokenizer, prompts[index].messages)
         context = min(model.body.args.max_seq_len for model in self.models.values())
 
         sequences = []
-        for row in rows:
-            index = row["index"]
-            sampled_with = row.get("tokenizer", self.tokenizer.fingerprint)
-            if sampled_with == self.tokenizer.fingerprint:
-                ids = encoded[index] + list(row["answer_ids"])
+        for answer in answers:
+            index = answer.index
+            if answer.tokenizer in ("", self.tokenizer.fingerprint):
+                ids = encoded[index] + list(answer.ids)
             else:
-                text = "" if row["has_tag"] else row["answer"]
-                ids = encode_answer(self.tokenizer, prompts[index]["prompt"], text)
+                text = "" if answer.has_tag else answer.text
+                ids = encode_answer(self.tokenizer, prompts[index], text)
             if len(ids) > context:
                 raise InputError(
                     f"an answer to prompt {index} has, with its prompt, {len(ids)} tokens, "
@@ -254,35 +245,41 @@ class Judges:
             sequences.append(ids)
         return sequences
 
-    def rewards(self, prompts: list[dict], rows: list[dict]) -> Tensor:
-        """Both scores are written into the rows; returns the combined reward (answers,), a logit.
-
-        In the rows, scores and reward are rounded to four digits.
-        """
-        if not rows:
-            return torch.zeros(0)
-        sequences = self.sequences(prompts, rows)
+    def scores(self, prompts: list[Prompt], answers: list[Answer]) -> dict[str, Tensor]:
+        """{"helpfulness", "safety", "reward": (answers,) logits each}; the reward is R_c."""
+        if not answers:
+            return dict.fromkeys((*AXES, "reward"), torch.zeros(0))
+        sequences = self.sequences(prompts, answers)
         scores = {}
         for axis, model in self.models.items():
             scores[axis] = score(model, sequences)  # (answers)
-        is_safety = torch.tensor([prompts[row["index"]]["is_safety"] for row in rows])  # (answers)
-        rewards = combine_rewards(scores["safety"], scores["helpfulness"], is_safety)  # (answers)
-        for i, row in enumerate(rows):
-            for axis in AXES:
-                row[axis] = round(scores[axis][i].item(), 4)
-            row["reward"] = round(rewards[i].item(), 4)
-        return rewards
+        is_safety = torch.tensor([prompts[answer.index].is_safety for answer in answers])
+        scores["reward"] = combine_rewards(scores["safety"], scores["helpfulness"], is_safety)
+        return scores
+
+    def score(self, prompts: list[Prompt], answers: list[Answer]) -> list[Answer]:
+        """The answers with their scores, `with_scores`."""
+        return with_scores(answers, self.scores(prompts, answers))
 
 
-def share_gated(prompts: list[dict], rows: list[dict]) -> float:
-    """Share of the judged answers to untagged prompts that the safety model took over (§3.2.3).
+def with_scores(answers: list[Answer], scores: dict[str, Tensor]) -> list[Answer]:
+    """The answers with both scores and the reward, rounded to four digits."""
+    scored = []
+    for i, answer in enumerate(answers):
+        of_answer = {name: round(values[i].item(), 4) for name, values in scores.items()}
+        scored.append(replace(answer, **of_answer))
+    return scored
 
-    It should leave these alone. A reward that equals the safety score tells it. 0 without rows.
+
+def share_gated(prompts: list[Prompt], answers: list[Answer]) -> float:
+    """Share of the scored answers to untagged prompts that the safety model took over (§3.2.3).
+
+    It should leave these alone. A reward that equals the safety score tells it. 0 without answers.
     """
-    untagged = [row for row in rows if not prompts[row["index"]]["is_safety"]]
+    untagged = [answer for answer in answers if not prompts[answer.index].is_safety]
     gated = 0
-    for row in untagged:
-        if row["reward"] == row["safety"]:
+    for answer in untagged:
+        if answer.reward == answer.safety:
             gated += 1
     return gated / max(1, len(untagged))
 
@@ -293,21 +290,19 @@ def share_gated(prompts: list[dict], rows: list[dict]) -> float:
 def sample_and_score(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: list[dict],
-    judges: Judges,
+    prompts: list[Prompt],
+    reward_models: RewardModels,
     version: str,
     **options,
-) -> list[dict]:
-    """`sample_answers`, each row with version, tokenizer, both scores and the reward.
+) -> list[Answer]:
+    """`sample_answers`, each answer with version, tokenizer, both scores and the reward.
 
     With `path` they are written batch by batch together.
     """
+    origin = {"version": version, "tokenizer": tokenizer.fingerprint}
 
-    def finish(rows: list[dict]) -> None:
-        for row in rows:
-            row["version"] = version
-            row["tokenizer"] = tokenizer.fingerprint
-        judges.rewards(prompts, rows)
+    def finish(batch: list[Answer]) -> list[Answer]:
+        return reward_models.score(prompts, [replace(answer, **origin) for answer in batch])
 
     return sample_answers(model, tokenizer, prompts, finish=finish, **options)
 
@@ -318,77 +313,96 @@ class SamplePool:
     Each round the newest reward models score them all again.
     """
 
-    def __init__(self, prompts: list[dict]):
+    def __init__(self, prompts: list[Prompt]):
         self.prompts = prompts
-        self.rows: list[dict] = []
-        self.left_out: dict[str, int] = {}  # reason -> answers
+        self.answers: list[Answer] = []
+        self.left_out: Counter[str] = Counter()  # reason -> answers
 
-    def add(self, version: str, rows: list[dict]) -> None:
+    def add(self, version: str, answers: list[Answer]) -> None:
         """Add a round's answers that have something to learn from.
 
         The others are counted by their reason.
         """
-        for row in rows:
-            if reason := unusable(row):
-                self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        for answer in answers:
+            reason = unusable(answer)
+            if reason:
+                self.left_out[reason] += 1
             else:
-                self.rows.append(row | {"version": version})
+                self.answers.append(replace(answer, version=version))
 
-    def rescore(self, judges: Judges, path: Path | None = None, *, batch_rows: int = 2000) -> None:
+    def rescore(
+        self, reward_models: RewardModels, path: Path | None = None, *, batch_rows: int = 2000
+    ) -> None:
         """Score all answers in the pool again.
 
         path: JSONL to which the scores are written batch by batch; what is there already is not
         scored again. A batch that a kill cut is scored again whole.
         """
         batches = []
-        for start in range(0, len(self.rows), batch_rows):
-            batches.append(self.rows[start : start + batch_rows])
-        written = []  # scores of the first rows, from before a kill
+        for start in range(0, len(self.answers), batch_rows):
+            batches.append(self.answers[start : start + batch_rows])
+        written = []  # scores of the first answers, from before a kill
         if path:
             written = resume_rows(path, [len(batch) for batch in batches])
-        for row, scores in zip(self.rows, written, strict=False):
-            row.update(scores)
 
-        seen = 0
+        rescored = []
         for batch in batches:
-            seen += len(batch)
-            if seen <= len(written):
+            rows = written[len(rescored) : len(rescored) + len(batch)]
+            if rows:
+                rescored += [
+                    _with_row(answer, row) for answer, row in zip(batch, rows, strict=True)
+                ]
                 continue
-            judges.rewards(self.prompts, batch)
+            batch = reward_models.score(self.prompts, batch)
+            rescored += batch
             if path:
-                append_rows(path, [_only(row, RESCORED_KEYS) for row in batch])
+                append_rows(path, [_rescored_row(answer) for answer in batch])
+        self.answers = rescored
 
-    def best(self) -> list[dict]:
-        """The answer with the highest reward to each prompt, as SFT rows.
+    def best(self) -> list[Dialog]:
+        """The answer with the highest reward to each prompt, to be fine-tuned on.
 
-        The prompts stand in their order. Reward, scores, version, temperature and the ids that were
-        sampled stand beside the messages; the loss is on the last answer alone.
+        The prompts stand in their order, the ids that were sampled beside the messages, reward,
+        scores, version and temperature in `about`; the loss is on the last answer alone.
         """
-        best = _best_rows(self.rows)
-        examples = []
+        best = _best_answers(self.answers)
+        dialogs = []
         for index in sorted(best):
-            row = best[index]
+            answer = best[index]
             prompt = self.prompts[index]
-            answer = {"role": "assistant", "content": row["answer"]}
-            example = {
-                "messages": [*prompt["prompt"], answer],
-                "train_on": "last",
-                "is_safety": prompt["is_safety"],
-            }
-            examples.append(example | _only(row, BEST_KEYS))
-        return examples
+            dialog = Dialog(
+                messages=[*prompt.messages, {"role": "assistant", "content": answer.text}],
+                train_on="last",
+                is_safety=prompt.is_safety,
+                answer_ids=answer.ids,
+                tokenizer=answer.tokenizer,
+                about={
+                    "version": answer.version,
+                    "reward": answer.reward,
+                    "helpfulness": answer.helpfulness,
+                    "safety": answer.safety,
+                    "temperature": answer.temperature,
+                },
+            )
+            dialogs.append(dialog)
+        return dialogs
 
 
-def _only(row: dict, keys: tuple[str, ...]) -> dict:
-    """The row with these keys alone, in this order."""
-    return {key: row[key] for key in keys}
+def _rescored_row(answer: Answer) -> dict:
+    """What a file of new scores has of an answer."""
+    return {key: getattr(answer, key) for key in RESCORED_KEYS}
+
+
+def _with_row(answer: Answer, row: dict) -> Answer:
+    """The answer with the scores that a row of that file has."""
+    return replace(answer, **{key: row[key] for key in RESCORED_KEYS})
 
 
 def search_temperature(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: list[dict],
-    judges: Judges,
+    prompts: list[Prompt],
+    reward_models: RewardModels,
     version: str,
     *,
     temperatures: tuple[float, ...],
@@ -410,23 +424,23 @@ def search_temperature(
     Raises:
         InputError: no answer at any temperature can be used.
     """
-    best: dict[float, dict[int, dict]] = {}  # temperature -> prompt -> its best answer
+    best: dict[float, dict[int, Answer]] = {}  # temperature -> prompt -> its best answer
     best_rewards = []  # of all temperatures and prompts
     for temperature in temperatures:
-        rows = sample_and_score(
+        answers = sample_and_score(
             model,
             tokenizer,
             prompts,
-            judges,
+            reward_models,
             version,
             temperature=temperature,
             path=folder / f"probe-{temperature}.jsonl",
             desc=f"temperature {temperature}",
             **options,
         )
-        rows = [row for row in rows if not unusable(row)]
-        best[temperature] = _best_rows(rows)
-        best_rewards += [row["reward"] for row in best[temperature].values()]
+        usable = [answer for answer in answers if not unusable(answer)]
+        best[temperature] = _best_answers(usable)
+        best_rewards += [answer.reward for answer in best[temperature].values()]
     if not best_rewards:
         raise InputError(
             f"no answer to the {len(prompts)} prompts of the temperature search can be used: all "
@@ -434,13 +448,12 @@ def search_temperature(
             "model on answers that end"
         )
 
-    worst = {"reward": min(best_rewards)}
+    worst = min(best_rewards)
     means = {}
-    for temperature in best:
+    for temperature, answers in best.items():
         rewards = []
         for index in range(len(prompts)):
-            row = best[temperature].get(index, worst)
-            rewards.append(row["reward"])
+            rewards.append(answers[index].reward if index in answers else worst)
         means[temperature] = statistics.fmean(rewards)
     return max(means, key=means.get), means
 
@@ -451,9 +464,9 @@ def search_temperature(
 def refresh_reward_models(
     policies: list[Transformer],
     tokenizer: Tokenizer,
-    prompts: list[dict],
+    prompts: list[Prompt],
     current: dict[str, Path],
-    s: Settings,
+    settings: Settings,
     *,
     label: str,
     number: int,
@@ -468,7 +481,7 @@ def refresh_reward_models(
 
     Args:
         prompts: to collect on. current: {axis: folder of the reward model so far}.
-        s: pairs of each axis, annotator, settings of the training.
+        settings: pairs of each axis, annotator, settings of the training.
         label, number: of the randomness.
         earlier: folders of rounds, whose pairs count as earlier ones, beside those of reward.py.
         folder: gets pairs-AXIS.jsonl and reward-AXIS.
@@ -481,10 +494,10 @@ def refresh_reward_models(
         NotAnnotated: a person has to label the pairs first.
         InputError: the first pairs of reward.py, which set the zero of helpfulness, are missing.
     """
-    first_pairs = require(s.out / "reward-helpfulness" / "pairs.jsonl", "python reward.py")
+    first_pairs = require(settings.out / "reward-helpfulness" / "pairs.jsonl", "python reward.py")
     zero = read_preferences(first_pairs)  # see `set_shift`
     fresh = _collect_fresh_pairs(
-        policies, tokenizer, prompts, s, label=label, number=number, folder=folder
+        policies, tokenizer, prompts, settings, label=label, number=number, folder=folder
     )
 
     device = policies[0].tok_embeddings.weight.device
@@ -492,45 +505,46 @@ def refresh_reward_models(
     tables = {}
     for axis in AXES:
         refreshed[axis] = folder / f"reward-{axis}"
-        model, judges_tokenizer = load_reward_model(current[axis], device)
+        model, reward_tokenizer = load_reward_model(current[axis], device)
         if fresh[axis]:
             which = "fresh (not yet learned)"
-            tables[axis] = report(model, judges_tokenizer, fresh[axis], axis, which)
+            tables[axis] = report(model, reward_tokenizer, fresh[axis], axis, which)
         if (refreshed[axis] / "reward_head.pth").exists():
             continue  # learned before a kill
-        replay = _draw_earlier_pairs(axis, earlier, s, number=number, wanted=len(fresh[axis]))
+        wanted = len(fresh[axis])
+        replay = _draw_earlier_pairs(axis, earlier, settings, number=number, wanted=wanted)
         train_reward_model(
             model,
-            judges_tokenizer,
+            reward_tokenizer,
             fresh[axis] + replay,
-            margin=s.margin,
+            margin=settings.margin,
             auxiliary_weight=float(axis == "safety"),
             epochs=1,
-            batch_tokens=s.reward_batch_tokens,
-            micro_tokens=s.micro_tokens,
-            learning_rate=s.reward_learning_rate,
-            weight_decay=s.weight_decay,
+            batch_tokens=settings.reward_batch_tokens,
+            micro_tokens=settings.micro_tokens,
+            learning_rate=settings.reward_learning_rate,
+            weight_decay=settings.weight_decay,
             folder=folder,
             phase=axis,
-            seed=s.seed + number,
+            seed=settings.seed + number,
             dtype=dtype,
         )
         if axis == "helpfulness":
-            set_shift(model, judges_tokenizer, zero)
-        save_reward_model(refreshed[axis], model, judges_tokenizer)
+            set_shift(model, reward_tokenizer, zero)
+        save_reward_model(refreshed[axis], model, reward_tokenizer)
     return refreshed, tables
 
 
 def _collect_fresh_pairs(
     policies: list[Transformer],
     tokenizer: Tokenizer,
-    prompts: list[dict],
+    prompts: list[Prompt],
     settings: Settings,
     *,
     label: str,
     number: int,
     folder: Path,
-) -> dict[str, list[dict]]:
+) -> dict[str, list[Pair]]:
     """{axis: preferences between answers of these policies}, each axis on prompts of its own.
 
     label, number: of the randomness. The pairs are written to pairs-AXIS.jsonl. Where a person has
@@ -555,7 +569,7 @@ def _collect_fresh_pairs(
                 folder=folder,
                 max_new_tokens=settings.max_new_tokens,
             )
-            write_jsonl(folder / f"pairs-{axis}.jsonl", fresh[axis])
+            write_records(folder / f"pairs-{axis}.jsonl", fresh[axis])
         except NotAnnotated as stop:
             waiting.append(str(stop))
     if waiting:
@@ -565,7 +579,7 @@ def _collect_fresh_pairs(
 
 def _draw_earlier_pairs(
     axis: str, earlier: list[Path], settings: Settings, *, number: int, wanted: int
-) -> list[dict]:
+) -> list[Pair]:
     """So many pairs of the collections before, at most MAX_REPLAY, each at most once.
 
     The collections are that of reward.py and those in the folders `earlier`.
@@ -576,13 +590,9 @@ def _draw_earlier_pairs(
     pairs = []
     for file in files:
         if file.exists():
-            pairs += _rows_of(file)
+            pairs += read_preferences(file)
     count = min(len(pairs), wanted, MAX_REPLAY)
     return random.Random(f"{settings.seed} {number} {axis}").sample(pairs, count)
-
-
-def _rows_of(file: Path) -> list[dict]:
-    return [row for _, row in read_jsonl(file)]
 
 
 # ---- a round ----
@@ -592,27 +602,15 @@ def _rows_of(file: Path) -> list[dict]:
 class _Round:
     """What the phases of a round have in common."""
 
-    version: int
-    settings: Settings
+    stage: Stage
     lineage: Lineage
-    device: torch.device
-    dtype: torch.dtype
-    started: tuple[float, float]  # the clock's readings, for `finish_stage`
-    reward_models: dict[str, Path]  # the newest before this round
-    train_prompts: list[dict]  # fresh preferences are collected on these
-    prompts: list[dict]  # the first of them: they get K answers each
-    probe: list[dict]  # prompts of the temperature search
+    reward_folders: dict[str, Path]  # of the newest reward models before this round
+    train_prompts: list[Prompt]  # fresh preferences are collected on these
+    prompts: list[Prompt]  # the first of them: they get K answers each
+    probe: list[Prompt]  # prompts of the temperature search
     model: Transformer  # the newest
     tokenizer: Tokenizer
-    mix: list[Dialog]  # more dialogs to learn
-
-    @property
-    def name(self) -> str:
-        return self.lineage.folder.name
-
-    @property
-    def folder(self) -> Path:
-        return self.lineage.folder
+    mix: list[EncodedDialog]  # more dialogs to learn
 
 
 def run_round(version: int, settings: Settings) -> None:
@@ -623,57 +621,57 @@ def run_round(version: int, settings: Settings) -> None:
     this_round = _begin_round(version, settings)
     if not this_round:
         return  # it is finished already
-    folder = this_round.folder
+    stage = this_round.stage
 
     # 1. annotate: fresh preferences between the newest model and an older one
     # 2. refresh: the reward models learn on from them
-    reward_models = this_round.reward_models
+    reward_folders = this_round.reward_folders
     accuracy = {}  # of those so far on the fresh pairs
     if settings.annotator != "none":
-        reward_models, accuracy = _annotate_and_refresh(this_round)
-    judges = Judges(reward_models, this_round.device)
+        reward_folders, accuracy = _annotate_and_refresh(this_round, version)
+    reward_models = RewardModels(reward_folders, stage.device)
 
     # 3. choose the temperature on dev prompts
-    temperature = _choose_temperature(this_round, judges)
+    temperature = _choose_temperature(this_round, reward_models)
 
     # 4. sample K answers to each prompt and score them
-    answers = _sample_all(this_round, judges, temperature)
-    write_jsonl(folder / "samples.jsonl", answers)  # by prompt, all K answers of one together
+    answers = _sample_all(this_round, reward_models, temperature)
+    write_records(stage.folder / "samples.jsonl", answers)  # by prompt, all K of one together
 
     # 5. keep the best of all rounds, the earlier answers scored again
-    pool = _pool_of_all_rounds(this_round, judges, answers)
+    pool = _pool_of_all_rounds(this_round, reward_models, answers)
     best = pool.best()
     if not best:
         raise InputError(
-            f"{folder}: no answer is left to train on ({pool.left_out}); sample more or longer ones"
+            f"{stage.folder}: no answer is left to train on ({dict(pool.left_out)}); sample more "
+            "or longer ones"
         )
-    write_jsonl(folder / "best.jsonl", best)
+    write_records(stage.folder / "best.jsonl", best)
     results = {"temperature": temperature} | _report_best(this_round, answers, pool, best)
 
     # 6. fine-tune
-    model, tokenizer = _tune_on(this_round, best)
+    model, tokenizer = _tune_on(this_round, best, version)
 
     # 7. measure
     results["reward_models"] = accuracy
     if settings.prompts == "toy":
-        results["dev"] = evaluate_on_dev(this_round.name, model, tokenizer)
-    finish_stage(folder, results, this_round.started)
+        results["dev"] = evaluate_on_dev(stage.name, model, tokenizer)
+    stage.finish(results)
 
 
 def _begin_round(version: int, settings: Settings) -> _Round | None:
     """Check all that the round needs, open its folder, load prompts and model; None: finished."""
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
     lineage = trace(
         settings.out, version, init=settings.init, name=settings.name, pool=settings.pool
     )
+    stage = Stage(settings, lineage.folder.name)
     lineage.require_versions()
-    reward_models = newest_reward_models(settings.out, lineage.refreshed)
+    reward_folders = newest_reward_models(settings.out, lineage.refreshed)
     prompts_file = Path(settings.prompts)
     if settings.prompts == "toy":
         prompts_file = world.ensure() / "prompts-train.jsonl"
 
-    inputs = {"model": lineage.newest, "prompts": prompts_file, **reward_models}
+    inputs = {"model": lineage.newest, "prompts": prompts_file, **reward_folders}
     mix = []
     if settings.mix:
         inputs["mix"] = Path(settings.mix)
@@ -681,9 +679,8 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     for folder in lineage.pooled:
         inputs[f"samples of {folder.name}"] = folder / "samples.jsonl"
     check_same_prompts(lineage.pooled, prompts_file, settings.max_prompts)
-    kept = kept_settings(settings, "rounds", "init", "mix", "name", "answer", "n", "temperature")
-    started = open_stage(lineage.folder, kept, inputs, settings.fresh)
-    if not started:
+    aside = ("rounds", "init", "mix", "name")
+    if not stage.begin(inputs, aside):
         return None
 
     train_prompts = read_prompts(prompts_file)
@@ -692,21 +689,17 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     probe = prompts
     if settings.prompts == "toy":
         probe = read_prompts(world.FOLDER / "prompts-dev.jsonl")
-    model, tokenizer = load_model(lineage.newest, device)
+    model, tokenizer = load_model(lineage.newest, stage.device)
     # encoded now: a mistake in the mix is told before hours of sampling
-    mix = encode_rows(tokenizer, mix, model.args.max_seq_len)
+    mix = encode_dialogs(tokenizer, mix, model.args.max_seq_len)
     print(
-        f"\n=== {lineage.folder.name}: {len(prompts)} prompts x {settings.samples} answers "
+        f"\n=== {stage.name}: {len(prompts)} prompts x {settings.samples} answers "
         f"from {lineage.newest}"
     )
     return _Round(
-        version=version,
-        settings=settings,
+        stage=stage,
         lineage=lineage,
-        device=device,
-        dtype=dtype,
-        started=started,
-        reward_models=reward_models,
+        reward_folders=reward_folders,
         train_prompts=train_prompts,
         prompts=prompts,
         probe=probe[:PROBE],
@@ -716,40 +709,42 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     )
 
 
-def _annotate_and_refresh(this_round: _Round) -> tuple[dict[str, Path], dict]:
+def _annotate_and_refresh(this_round: _Round, version: int) -> tuple[dict[str, Path], dict]:
     """`refresh_reward_models` on answers of the newest model and of an older one."""
-    older, _ = load_model(this_round.lineage.compared, this_round.device)
+    stage = this_round.stage
+    older, _ = load_model(this_round.lineage.compared, stage.device)
     return refresh_reward_models(
         [this_round.model, older],
         this_round.tokenizer,
         this_round.train_prompts,
-        this_round.reward_models,
-        this_round.settings,
+        this_round.reward_folders,
+        stage.settings,
         label=this_round.lineage.label,
-        number=this_round.version,
+        number=version,
         earlier=this_round.lineage.refreshed,
-        folder=this_round.folder,
-        dtype=this_round.dtype,
+        folder=stage.folder,
+        dtype=stage.dtype,
     )
 
 
-def _choose_temperature(this_round: _Round, judges: Judges) -> float:
+def _choose_temperature(this_round: _Round, reward_models: RewardModels) -> float:
     """`search_temperature` with random numbers of its own; the means are logged and printed."""
-    settings = this_round.settings
+    stage = this_round.stage
+    settings = stage.settings
     temperature, means = search_temperature(
         this_round.model,
         this_round.tokenizer,
         this_round.probe,
-        judges,
-        this_round.name,
+        reward_models,
+        stage.name,
         temperatures=settings.temperatures,
-        folder=this_round.folder,
+        folder=stage.folder,
         samples=settings.samples,
         max_new_tokens=settings.max_new_tokens,
         key=(settings.seed, this_round.lineage.label, "temperature"),
     )
     logged = {f"reward_at_{tried}": mean for tried, mean in means.items()}
-    metrics = Metrics(this_round.folder / "metrics.jsonl")
+    metrics = stage.metrics
     metrics.rewind("temperature")
     metrics.log("temperature", 0, chosen=temperature, **logged)
     shown = ", ".join(f"{tried}: {mean:.3f}" for tried, mean in means.items())
@@ -757,57 +752,65 @@ def _choose_temperature(this_round: _Round, judges: Judges) -> float:
     return temperature
 
 
-def _sample_all(this_round: _Round, judges: Judges, temperature: float) -> list[dict]:
+def _sample_all(
+    this_round: _Round, reward_models: RewardModels, temperature: float
+) -> list[Answer]:
     """K answers of the newest model to each prompt, with their scores."""
-    settings = this_round.settings
+    settings = this_round.stage.settings
     return sample_and_score(
         this_round.model,
         this_round.tokenizer,
         this_round.prompts,
-        judges,
-        this_round.name,
+        reward_models,
+        this_round.stage.name,
         key=(settings.seed, this_round.lineage.label),
         samples=settings.samples,
         temperature=temperature,
         max_new_tokens=settings.max_new_tokens,
-        path=this_round.folder / "samples.jsonl",
+        path=this_round.stage.folder / "samples.jsonl",
     )
 
 
-def _pool_of_all_rounds(this_round: _Round, judges: Judges, answers: list[dict]) -> SamplePool:
+def _pool_of_all_rounds(
+    this_round: _Round, reward_models: RewardModels, answers: list[Answer]
+) -> SamplePool:
     """The answers of the earlier rounds, scored again, and those of this one."""
+    stage = this_round.stage
     pool = SamplePool(this_round.prompts)
     for folder in this_round.lineage.pooled:
-        pool.add(folder.name, _rows_of(folder / "samples.jsonl"))
-    pool.rescore(judges, this_round.folder / "rescored.jsonl")
-    pool.add(this_round.name, answers)
+        rows = read_jsonl(folder / "samples.jsonl")
+        pool.add(folder.name, [Answer.from_json(row) for _, row in rows])
+    pool.rescore(reward_models, stage.folder / "rescored.jsonl")
+    pool.add(stage.name, answers)
     return pool
 
 
 def _report_best(
-    this_round: _Round, answers: list[dict], pool: SamplePool, best: list[dict]
+    this_round: _Round, answers: list[Answer], pool: SamplePool, best: list[Dialog]
 ) -> dict[str, object]:
     """Print what was kept and what was not; the record's {"sources", "left_out", "gated"}."""
-    versions = [row["version"] for row in best]
-    sources = {version: versions.count(version) for version in sorted(set(versions))}
+    versions = Counter(dialog.about["version"] for dialog in best)
+    sources = {version: versions[version] for version in sorted(versions)}
+    left_out = dict(pool.left_out)
     gated = share_gated(this_round.prompts, answers)
     print(f"the safety gate takes over {gated:.1%} of the answers to untagged prompts")
-    mean_of_all = statistics.fmean(row["reward"] for row in answers)
-    mean_of_best = statistics.fmean(row["reward"] for row in best)
+    mean_of_all = statistics.fmean(answer.reward for answer in answers)
+    mean_of_best = statistics.fmean(dialog.about["reward"] for dialog in best)
     print(
         f"reward of all answers {mean_of_all:.3f}, of the best {mean_of_best:.3f}; "
-        f"best from {sources}; left out {pool.left_out}"
+        f"best from {sources}; left out {left_out}"
     )
-    return {"sources": sources, "left_out": pool.left_out, "gated": gated}
+    return {"sources": sources, "left_out": left_out, "gated": gated}
 
 
-def _tune_on(this_round: _Round, best: list[dict]) -> tuple[Transformer, Tokenizer]:
+def _tune_on(this_round: _Round, best: list[Dialog], version: int) -> tuple[Transformer, Tokenizer]:
     """The newest model (or SFT again) fine-tuned on the best answers and the mix, and saved."""
-    settings = this_round.settings
+    stage = this_round.stage
+    settings = stage.settings
     model, tokenizer = this_round.model, this_round.tokenizer
     if settings.start == "sft":
-        model, tokenizer = load_model(this_round.lineage.sft, this_round.device)
-    dialogs = encode_rows(tokenizer, best, model.args.max_seq_len) + this_round.mix
+        model, tokenizer = load_model(this_round.lineage.sft, stage.device)
+    dialogs = encode_dialogs(tokenizer, best, model.args.max_seq_len) + this_round.mix
     finetune(
         model,
         dialogs,
@@ -816,80 +819,19 @@ def _tune_on(this_round: _Round, best: list[dict]) -> tuple[Transformer, Tokeniz
         micro_tokens=settings.micro_tokens,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        folder=this_round.folder,
+        folder=stage.folder,
         phase="finetune",
-        seed=settings.seed + this_round.version,
-        dtype=this_round.dtype,
+        seed=settings.seed + version,
+        dtype=stage.dtype,
     )
-    save_model(this_round.folder, model, tokenizer)
-    shown = [prompt["prompt"] for prompt in this_round.prompts[:5]]
-    show_answers(model, tokenizer, shown, f"{this_round.name} answers")
+    save_model(stage.folder, model, tokenizer)
+    shown = [prompt.messages for prompt in this_round.prompts[:5]]
+    show_answers(model, tokenizer, shown, f"{stage.name} answers")
     return model, tokenizer
-
-
-# ---- one answer by best of N ----
-
-
-def candidates(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    judges: Judges,
-    question: str,
-    *,
-    n: int,
-    seed: int = 0,
-    **options,
-) -> list[dict]:
-    """N answers to one prompt, the best first; those that cannot be used stand last.
-
-    options: go to `sample_answers`.
-    """
-    prompt = {"prompt": [{"role": "user", "content": question}], "is_safety": False}
-    key = (seed, "answer")
-    rows = sample_and_score(
-        model, tokenizer, [prompt], judges, "answer", samples=n, key=key, **options
-    )
-    return sorted(rows, key=lambda row: (bool(unusable(row)), -row["reward"]))
-
-
-def show_candidates(settings: Settings) -> None:
-    """`--answer`: best of N with the newest model and reward models of OUT.
-
-    All candidates are shown. `--init` names another model.
-    """
-    device = choose_device(settings.device)
-    finished = []
-    for name in VERSIONS:
-        if is_finished(settings.out / name):
-            finished.append(settings.out / name)
-    if settings.init:
-        folder = Path(settings.init)
-    elif finished:
-        folder = finished[-1]
-    else:
-        folder = require(settings.out / "sft", "python sft.py")
-    reward_models = newest_reward_models(settings.out, finished)
-    model, tokenizer = load_model(folder, device)
-    rows = candidates(
-        model,
-        tokenizer,
-        Judges(reward_models, device),
-        settings.answer,
-        n=settings.n,
-        seed=settings.seed,
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    terminal.print_candidates(folder, reward_models, rows)
 
 
 def main(argv: list[str] | None = None) -> None:
     settings = parse_settings(Settings, __doc__, PRESETS, argv)
-    set_threads(settings.threads)
-    set_seed(settings.seed)
-    if settings.answer:
-        show_candidates(settings)
-        return
     versions = _wanted_versions(settings.rounds)
     _check_name(settings.name, versions)
     for version in versions:

@@ -25,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import model as llama
 from data import (
+    Dialog,
+    EncodedDialog,
+    InputError,
     Tokenizer,
     batches_by_length,
     encode_dialog,
@@ -36,64 +38,74 @@ from data import (
     read_sft,
     world,
 )
-from data.chat import Dialog, sampled_ids
-from data.errors import InputError
+from data.chat import sampled_ids
+from model import PRESETS as SIZES
+from model import Transformer, generate
 from runtime import (
     Metrics,
+    Stage,
+    StageSettings,
     check_positive,
-    choose_device,
-    choose_dtype,
-    finish_stage,
-    kept_settings,
     load_checkpoint,
     load_model,
-    open_stage,
     parse_settings,
     run,
     save_checkpoint,
     save_model,
-    set_seed,
-    set_threads,
 )
 
 
 @dataclass
-class Settings:
-    preset: str = "toy"  # sizes and hyper-parameters; see below
-    out: Path = Path("out")  # results go to OUT/sft
+class Settings(StageSettings):
     # folder of the model to start from; none: random weights of the preset's size
     init: str = "none"
-    data: str = "toy"  # JSONL of {"messages": [...]}, or toy: the toy world's demonstrations
+    # JSONL of {"messages": [...]}, or toy: the toy world's demonstrations
+    data: str = "toy"
     dev_data: str = "toy"  # JSONL for the held-out loss; none: leave it out
-    # share of the rows tagged is_safety that are kept (paper §4.2.3 varies it)
+    # share of the dialogs tagged is_safety that are kept (paper §4.2.3 varies it)
     safety_share: float = 1.0
-    epochs: int = 1  # paper: 2; the toy world has fresh rows instead
+    epochs: int = 1  # paper: 2; the toy world has fresh dialogs instead
     # tokens a step (paper: 64 x 4096); our choice: at equal tokens small batches learn most
     batch_tokens: int = 350
     micro_tokens: int = 16384  # tokens a forward pass; a larger step is accumulated
-    learning_rate: float = 1.25e-3  # paper: 2e-5, from a pre-trained base; ours starts from nothing
+    # paper: 2e-5, from a pre-trained base; ours starts from nothing
+    learning_rate: float = 1.25e-3
     weight_decay: float = 0.1  # paper
     warmup_fraction: float = 0.03  # our choice; the paper does not say
-    max_rows: int = 0  # use only so many rows; 0: all
-    seed: int = 0  # of the weights and of the order of rows
-    device: str = "auto"  # auto, cpu, cuda, mps
-    dtype: str = "auto"  # float32 or bfloat16 for the products; weights are trained in float32
-    threads: int = 0  # CPU threads; 0: torch decides
-    fresh: bool = False  # start over: delete what is in OUT/sft
+    max_rows: int = 0  # use only so many dialogs; 0: all
+
+    def __post_init__(self) -> None:
+        check_positive(
+            self,
+            "epochs",
+            "batch_tokens",
+            "micro_tokens",
+            "learning_rate",
+            or_zero=("weight_decay", "max_rows"),
+        )
+        share = self.safety_share
+        if not 0 <= share <= 1:
+            raise InputError(f"wanted: --safety-share from 0 to 1 (is {share})")
+        needs_model = self.preset.startswith("llama-2") and self.init == "none"
+        if not self.data or needs_model:
+            raise InputError(
+                f"--preset {self.preset} needs demonstrations and a model: "
+                "--data FILE.jsonl --init FOLDER"
+            )
 
 
-PAPER = dict(
-    epochs=2,
-    batch_tokens=64 * 4096,
-    micro_tokens=4096,
-    learning_rate=2e-5,
-    data="",
-    dev_data="none",
-)
+PAPER = {
+    "epochs": 2,
+    "batch_tokens": 64 * 4096,
+    "micro_tokens": 4096,
+    "learning_rate": 2e-5,
+    "data": "",
+    "dev_data": "none",
+}
 PRESETS = {
-    "tiny": dict(max_rows=2000),
+    "tiny": {"max_rows": 2000},
     "toy": {},
-    "small": dict(batch_tokens=4096, learning_rate=1e-3),
+    "small": {"batch_tokens": 4096, "learning_rate": 1e-3},
     "llama-2-7b": PAPER,
     "llama-2-13b": PAPER,
     "llama-2-34b": PAPER,
@@ -149,9 +161,14 @@ def adamw(
     dimensions and more, embeddings included. The rest are RMSNorm weights, which start at 1:
     pulling them to 0 makes the model no simpler, since the next matrix undoes the scale.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    matrices = [weight for weight in weights if weight.ndim >= 2]
-    vectors = [weight for weight in weights if weight.ndim < 2]
+    matrices, vectors = [], []
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            continue
+        if weight.ndim >= 2:
+            matrices.append(weight)
+        else:
+            vectors.append(weight)
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -224,6 +241,7 @@ def optimise(
         first = state["step"]
     metrics.rewind(phase, first)
 
+    looks = range(0, len(plan) - len(plan) // 10, max(1, len(plan) // 5))
     model.train()
     smooth = None  # the loss, averaged over some 50 steps, for the bar
     bar = tqdm(
@@ -235,7 +253,7 @@ def optimise(
         disable=None,
     )
     for step in bar:
-        if watch and step % max(1, len(plan) // 5) == 0:
+        if watch and step in looks:
             watch(step)
 
         # the learning rate of this step
@@ -287,34 +305,39 @@ def optimise(
 # Fine-tuning: dialogs in, loss on their answers
 
 
-def encode_rows(tokenizer: Tokenizer, rows: list[dict], max_seq_len: int) -> list[Dialog]:
-    """Encode SFT rows; answers that a model with this tokenizer sampled are taken as the ids that
-    it sampled (`sampled_ids`).
+def encode_dialogs(
+    tokenizer: Tokenizer, dialogs: list[Dialog], max_seq_len: int
+) -> list[EncodedDialog]:
+    """Dialogs as ids with their loss masks.
+
+    An answer that a model with this tokenizer sampled is taken as it was sampled (`sampled_ids`),
+    but for one that holds a control token other than EOS at its end: nothing learns to write those.
 
     Raises:
         InputError: a tag of the chat format inside content, or a dialog longer than the context;
             names file and line.
     """
-    dialogs = []
-    for row in rows:
-        where, messages = row.get("where", "row"), row["messages"]
-        ids = sampled_ids(tokenizer, row, "answer_ids", messages[-1]["content"])
+    encoded = []
+    for dialog in dialogs:
+        where = dialog.where or "row"
+        answer = dialog.messages[-1]["content"]
+        ids = sampled_ids(tokenizer, dialog.answer_ids, dialog.tokenizer, answer)
         if ids and (tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]):
-            ids = None  # nothing should learn to write a control token, but for EOS at the end
+            ids = None
         try:
-            dialog = encode_dialog(tokenizer, messages, row.get("train_on", "all"), ids)
+            one = encode_dialog(tokenizer, dialog.messages, dialog.train_on, ids)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        length = len(dialog.ids)
+        length = len(one.ids)
         if length > max_seq_len:
             raise InputError(
                 f"{where}: the dialog has {length} tokens, the model's context only {max_seq_len}"
             )
-        dialogs.append(dialog)
-    return dialogs
+        encoded.append(one)
+    return encoded
 
 
-def answer_loss(model: llama.Transformer, dialogs: list[Dialog]) -> tuple[Tensor, int]:
+def answer_loss(model: Transformer, dialogs: list[EncodedDialog]) -> tuple[Tensor, int]:
     """`sft_loss` of some dialogs under the model, padded to one batch."""
     device = model.tok_embeddings.weight.device
     tokens = pad([dialog.ids for dialog in dialogs]).to(device)  # (batch, seq)
@@ -323,7 +346,7 @@ def answer_loss(model: llama.Transformer, dialogs: list[Dialog]) -> tuple[Tensor
 
 
 @torch.inference_mode()
-def held_out_loss(model: llama.Transformer, dialogs: list[Dialog]) -> float:
+def held_out_loss(model: Transformer, dialogs: list[EncodedDialog]) -> float:
     """Mean cross-entropy per answer token, in nats."""
     lengths = [len(dialog.ids) for dialog in dialogs]
     total, count = 0, 0
@@ -335,8 +358,8 @@ def held_out_loss(model: llama.Transformer, dialogs: list[Dialog]) -> float:
 
 
 def finetune(
-    model: llama.Transformer,
-    dialogs: list[Dialog],
+    model: Transformer,
+    dialogs: list[EncodedDialog],
     *,
     epochs: int,
     batch_tokens: int,
@@ -370,37 +393,16 @@ def finetune(
 
 
 def show_answers(
-    model: llama.Transformer, tokenizer: Tokenizer, prompts: list[list[dict]], title: str
+    model: Transformer, tokenizer: Tokenizer, prompts: list[list[dict]], title: str
 ) -> None:
     """Print the model's greedy answers to a few prompts, so that a reader sees it change."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     keys = [(0, i) for i in range(len(prompts))]
-    answers = llama.generate(model, encoded, keys, 64, 0.0, eos_id=tokenizer.eos_id)
+    answers = generate(model, encoded, keys, 64, 0.0, eos_id=tokenizer.eos_id)
     print(f"\n--- {title}")
     for prompt, answer in zip(prompts, answers, strict=True):
         print(f"  {prompt[-1]['content']:<42} {tokenizer.decode(answer.ids).strip()!r}")
     model.train()
-
-
-def _check(settings: Settings) -> None:
-    """Raise InputError for settings that cannot be meant."""
-    check_positive(
-        settings,
-        "epochs",
-        "batch_tokens",
-        "micro_tokens",
-        "learning_rate",
-        or_zero=("weight_decay", "max_rows"),
-    )
-    share = settings.safety_share
-    if not 0 <= share <= 1:
-        raise InputError(f"wanted: --safety-share from 0 to 1 (is {share})")
-    needs_model = settings.preset.startswith("llama-2") and settings.init == "none"
-    if not settings.data or needs_model:
-        raise InputError(
-            f"--preset {settings.preset} needs demonstrations and a model: --data FILE.jsonl --init"
-            " FOLDER"
-        )
 
 
 def _data_files(settings: Settings) -> tuple[Path, Path | None]:
@@ -415,62 +417,54 @@ def _data_files(settings: Settings) -> tuple[Path, Path | None]:
     return data, Path(settings.dev_data)
 
 
-def _keep_safety_share(rows: list[dict], share: float) -> list[dict]:
-    """All rows but those tagged is_safety, of which this share is kept, spread evenly over the
+def _keep_safety_share(dialogs: list[Dialog], share: float) -> list[Dialog]:
+    """All dialogs but those tagged is_safety, of which this share is kept, spread evenly over the
     file.
 
-    Whether row i is kept follows from i alone: a smaller share keeps some of what a larger one
+    Whether dialog i is kept follows from i alone: a smaller share keeps some of what a larger one
     keeps.
     """
     kept = []
-    for i, row in enumerate(rows):
-        place = (i * 0.618034) % 1  # multiples of the golden ratio fill 0 to 1 evenly
-        if not row.get("is_safety") or place < share:
-            kept.append(row)
+    for i, dialog in enumerate(dialogs):
+        position = (i * 0.618034) % 1  # multiples of the golden ratio fill 0 to 1 evenly
+        if not dialog.is_safety or position < share:
+            kept.append(dialog)
     return kept
+
+
+def _start(settings: Settings) -> tuple[Transformer, Tokenizer]:
+    """The model to start from: random weights in the toy world, a pre-trained one at full scale."""
+    if settings.init != "none":
+        return load_model(settings.init)
+    tokenizer = Tokenizer(world.TOKENIZER)
+    model = Transformer(replace(SIZES[settings.preset], vocab_size=tokenizer.vocab_size))
+    model.init_weights(settings.seed)
+    return model, tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
     settings = parse_settings(Settings, __doc__, PRESETS, argv)
-    _check(settings)
-    set_threads(settings.threads)
-    set_seed(settings.seed)
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
+    stage = Stage(settings, "sft")
 
-    # 1. the model to start from: random weights in the toy world, a pre-trained one at full scale
+    # 1. demonstrations, and the model to start from
     data_file, dev_file = _data_files(settings)
-    inputs = {"data": data_file}
-    rows = read_sft(data_file)
-    if settings.init == "none":
-        tokenizer = Tokenizer(world.TOKENIZER)
-        args = replace(llama.PRESETS[settings.preset], vocab_size=tokenizer.vocab_size)
-        model = llama.Transformer(args)
-        model.init_weights(settings.seed)
-    else:
-        inputs["init"] = Path(settings.init)
-        model, tokenizer = load_model(settings.init)
-    model.to(device)
+    demonstrations = _keep_safety_share(read_sft(data_file), settings.safety_share)
+    model, tokenizer = _start(settings)
+    model.to(stage.device)
 
-    # 2. demonstrations, as ids with a mask on what is trained
-    rows = _keep_safety_share(rows, settings.safety_share)
+    # 2. as ids, with a mask on what is trained
     context = model.args.max_seq_len
-    dialogs = encode_rows(tokenizer, rows[: settings.max_rows or None], context)
-    dev_dialogs = encode_rows(tokenizer, read_sft(dev_file), context) if dev_file else []
-    folder = settings.out / "sft"
-    started = open_stage(folder, kept_settings(settings), inputs, settings.fresh)
-    if not started:
+    dialogs = encode_dialogs(tokenizer, demonstrations[: settings.max_rows or None], context)
+    dev_dialogs = encode_dialogs(tokenizer, read_sft(dev_file), context) if dev_file else []
+    inputs = {"data": data_file}
+    if settings.init != "none":
+        inputs["init"] = Path(settings.init)
+    if not stage.begin(inputs):
         return
-    parameters = sum(weight.numel() for weight in model.parameters())
-    tokens = sum(len(dialog.ids) for dialog in dialogs)
-    print(
-        f"{parameters:,} parameters, {len(dialogs):,} dialogs, {tokens:,} tokens, on {device} in"
-        f" {dtype}"
-    )
+    _print_sizes(model, dialogs, stage)
 
     # 3. train, showing now and then what the model answers
-    single_questions = [row["messages"][:-1] for row in rows if len(row["messages"]) == 2]
-    shown = single_questions[:5]
+    questions = _single_questions(demonstrations)[:5]
     finetune(
         model,
         dialogs,
@@ -480,21 +474,35 @@ def main(argv: list[str] | None = None) -> None:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_fraction=settings.warmup_fraction,
-        folder=folder,
+        folder=stage.folder,
         phase="sft",
         seed=settings.seed,
-        dtype=dtype,
-        watch=lambda step: show_answers(model, tokenizer, shown, f"after {step} steps"),
+        dtype=stage.dtype,
+        watch=lambda step: show_answers(model, tokenizer, questions, f"after {step} steps"),
     )
 
     # 4. save, measure
-    save_model(folder, model, tokenizer)
+    save_model(stage.folder, model, tokenizer)
     results = {}
     if dev_dialogs:
         results["dev_loss"] = held_out_loss(model, dev_dialogs)
         print(f"\nheld-out loss {results['dev_loss']:.3f} nats per answer token")
-    finish_stage(folder, results, started)
-    print(f"chat: python model.py {folder}")
+    stage.finish(results)
+    print(f"chat: python -m play chat {stage.folder}")
+
+
+def _print_sizes(model: Transformer, dialogs: list[EncodedDialog], stage: Stage) -> None:
+    parameters = sum(weight.numel() for weight in model.parameters())
+    tokens = sum(len(dialog.ids) for dialog in dialogs)
+    print(
+        f"{parameters:,} parameters, {len(dialogs):,} dialogs, {tokens:,} tokens, "
+        f"on {stage.device} in {stage.dtype}"
+    )
+
+
+def _single_questions(dialogs: list[Dialog]) -> list[list[dict]]:
+    """The prompts of dialogs that are one question and its answer."""
+    return [dialog.messages[:-1] for dialog in dialogs if len(dialog.messages) == 2]
 
 
 if __name__ == "__main__":

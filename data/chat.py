@@ -22,7 +22,7 @@ B_SYS, E_SYS = "<<SYS>>\n", "\n<</SYS>>\n\n"
 TAGS = (B_INST, E_INST, B_SYS.strip(), E_SYS.strip())
 
 
-class Dialog(NamedTuple):
+class EncodedDialog(NamedTuple):
     """An encoded dialog; three lists of the same length."""
 
     ids: list[int]
@@ -79,7 +79,7 @@ def encode_dialog(
     messages: list[dict],
     train_on: str = "all",
     answer_ids: list[int] | None = None,
-) -> Dialog:
+) -> EncodedDialog:
     """Encode a dialog that ends with an answer (paper §3.1: no loss on the tokens of prompts).
 
     Args:
@@ -91,30 +91,29 @@ def encode_dialog(
         InputError: a tag of the format inside content.
     """
     messages = fold_system(messages)
-    dialog, last = Dialog([], [], []), len(messages) // 2 - 1
-    for turn in range(last + 1):
-        prompt, answer = encode_turn(
-            tokenizer, messages[2 * turn]["content"], messages[2 * turn + 1]["content"]
-        )
-        if turn == last and answer_ids is not None:
+    last_turn = len(messages) // 2 - 1
+    ids, loss_mask, turns = [], [], []
+    for turn in range(last_turn + 1):
+        user, assistant = messages[2 * turn : 2 * turn + 2]
+        prompt, answer = encode_turn(tokenizer, user["content"], assistant["content"])
+        if turn == last_turn and answer_ids is not None:
             answer = list(answer_ids)
-        dialog.ids.extend(prompt + answer)
-        dialog.loss_mask.extend(
-            [False] * len(prompt) + [train_on == "all" or turn == last] * len(answer)
-        )
-        dialog.turns.extend([turn] * (len(prompt) + len(answer)))
-    return dialog
+        is_trained_on = train_on == "all" or turn == last_turn
+        ids += prompt + answer
+        loss_mask += [False] * len(prompt) + [is_trained_on] * len(answer)
+        turns += [turn] * (len(prompt) + len(answer))
+    return EncodedDialog(ids, loss_mask, turns)
 
 
-def sampled_ids(tokenizer: Tokenizer, row: dict, field: str, text: str) -> list[int] | None:
-    """The ids in a row's field, a list of int >= 0, where they may stand for an answer's text; None
-    otherwise.
+def sampled_ids(
+    tokenizer: Tokenizer, ids: list[int] | None, sampled_with: str, text: str
+) -> list[int] | None:
+    """The ids that were sampled (ints >= 0), where they may stand for an answer's text; else None.
 
-    They may where a model with this tokenizer sampled them (`row["tokenizer"]` is its fingerprint)
-    and they still spell the text. Control tokens spell nothing: a model may have sampled one.
+    They may where this tokenizer's fingerprint is `sampled_with` and they still spell the text.
+    Control tokens spell nothing: a model may have sampled one.
     """
-    ids = row.get(field)
-    if not ids or row.get("tokenizer") != tokenizer.fingerprint or max(ids) >= tokenizer.vocab_size:
+    if not ids or sampled_with != tokenizer.fingerprint or max(ids) >= tokenizer.vocab_size:
         return None
     return ids if tokenizer.decode(ids).strip() == text.strip() else None
 
@@ -126,14 +125,17 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
         InputError: a tag of the format inside content.
     """
     folded = fold_system(messages)
-    ids = encode_dialog(tokenizer, messages[:-1]).ids if len(folded) > 1 else []
-    return ids + encode_turn(tokenizer, folded[-1]["content"])[0]
+    earlier = encode_dialog(tokenizer, messages[:-1]).ids if len(folded) > 1 else []
+    prompt, _ = encode_turn(tokenizer, folded[-1]["content"])
+    return earlier + prompt
 
 
 def end_of_prompt(tokenizer: Tokenizer) -> list[int]:
     """The ids of `[/INST]` at a prompt's end: what the encodings of any two prompts end with alike.
     """
-    one, two = (
-        encode_prompt(tokenizer, [{"role": "user", "content": text}])[::-1] for text in ("a", "?")
-    )
-    return one[: next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)][::-1]
+    first = encode_prompt(tokenizer, [{"role": "user", "content": "a"}])
+    second = encode_prompt(tokenizer, [{"role": "user", "content": "?"}])
+    alike = 0
+    while first[-1 - alike] == second[-1 - alike]:
+        alike += 1
+    return first[len(first) - alike :]

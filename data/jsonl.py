@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data.errors import InputError
+from data.records import Answer, Dialog, Pair, Prompt
 
 AXES = ("helpfulness", "safety")
 RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
@@ -81,6 +83,11 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         temporary.unlink(missing_ok=True)  # there only if something went wrong
 
 
+def write_records(path: str | Path, records: Iterable[Prompt | Answer | Pair | Dialog]) -> None:
+    """`write_jsonl` of the records' JSON."""
+    write_jsonl(path, [record.to_json() for record in records])
+
+
 def need(where: str, row: dict, field: str, kind: type, default=...):
     """The field of a row, of the wanted type; `default` where it may be missing."""
     if field not in row:
@@ -140,56 +147,87 @@ def check_messages(where: str, field: str, messages, last: str) -> list[dict]:
     return messages
 
 
-def read_sft(path: str | Path) -> list[dict]:
-    """Read SFT rows {"messages", "train_on"?: "all" | "last", "is_safety"?, "answer_ids"?,
-    "tokenizer"?}; each gains "where".
+def read_sft(path: str | Path) -> list[Dialog]:
+    """Read dialogs {"messages", "train_on"?: "all" | "last", "is_safety"?, "answer_ids"?,
+    "tokenizer"?}. What else stands in a row is kept in `about`.
     """
-    rows = []
+    dialogs = []
     for where, row in read_jsonl(path):
         check_messages(where, "messages", need(where, row, "messages", list), "assistant")
         if row.get("train_on", "all") not in ("all", "last"):
             raise InputError(
                 f"{where}: field 'train_on' is {row['train_on']!r}, wanted: all or last"
             )
-        need(where, row, "is_safety", bool, False)
-        need_ids(where, row, "answer_ids")
-        rows.append(row | {"where": where})
-    return rows
+        dialog = Dialog(
+            messages=row.pop("messages"),
+            train_on=row.pop("train_on", "all"),
+            is_safety=need(where, row, "is_safety", bool, False),
+            answer_ids=need_ids(where, row, "answer_ids"),
+            tokenizer=row.get("tokenizer", ""),
+            where=where,
+        )
+        for name in ("is_safety", "answer_ids", "tokenizer"):
+            row.pop(name, None)
+        dialogs.append(replace(dialog, about=row))
+    return dialogs
 
 
-def read_prompts(path: str | Path) -> list[dict]:
-    """Read prompts {"prompt": messages, "is_safety", "family"?, "item"?, "kind"?}; each gains
-    "where".
-    """
-    rows = []
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read prompts {"prompt": messages, "is_safety", "family"?, "item"?, "kind"?}."""
+    prompts = []
     for where, row in read_jsonl(path):
-        check_messages(where, "prompt", need(where, row, "prompt", list), "user")
+        prompt = _prompt(where, row)
         need(where, row, "is_safety", bool)
-        need(where, row, "family", str, "")
-        need(where, row, "item", str, "")
-        if need(where, row, "kind", str, "ordinary") not in KINDS:
-            raise InputError(
-                f"{where}: field 'kind' is {row['kind']!r}, wanted: {', '.join(KINDS)}"
-            )
-        rows.append(row | {"where": where})
-    return rows
+        prompts.append(prompt)
+    return prompts
 
 
-def read_preferences(path: str | Path) -> list[dict]:
+def _prompt(where: str, row: dict) -> Prompt:
+    """The prompt in a row of prompts or of preferences; without a tag it is not safety."""
+    messages = check_messages(where, "prompt", need(where, row, "prompt", list), "user")
+    kind = need(where, row, "kind", str, "")
+    if "kind" in row and kind not in KINDS:
+        raise InputError(f"{where}: field 'kind' is {kind!r}, wanted: {', '.join(KINDS)}")
+    return Prompt(
+        messages=messages,
+        is_safety=need(where, row, "is_safety", bool, False),
+        family=need(where, row, "family", str, ""),
+        item=need(where, row, "item", str, ""),
+        kind=kind,
+        constraints=tuple(need(where, row, "constraints", list, [])),
+        where=where,
+    )
+
+
+def read_preferences(path: str | Path) -> list[Pair]:
     """Read pairs {"prompt", "chosen", "rejected", "rating"?, "is_safety"?, "chosen_is_safe"?,
-    "rejected_is_safe"?, "chosen_ids"?, "rejected_ids"?, "tokenizer"?}; each gains "where"."""
-    rows = []
+    "rejected_is_safe"?, "chosen_ids"?, "rejected_ids"?, "tokenizer"?}.
+    """
+    pairs = []
     for where, row in read_jsonl(path):
-        check_messages(where, "prompt", need(where, row, "prompt", list), "user")
+        prompt = _prompt(where, row)
         for side in ("chosen", "rejected"):
             if not need(where, row, side, str).strip():
                 raise InputError(f"{where}: field '{side}' is empty")
-            need_ids(where, row, f"{side}_ids")
-            need(where, row, f"{side}_is_safe", bool, None)
         if row.get("rating") not in (None, *RATINGS):
             raise InputError(
                 f"{where}: field 'rating' is {row['rating']!r}, wanted: {', '.join(RATINGS)}"
             )
-        need(where, row, "is_safety", bool, False)
-        rows.append(row | {"where": where})
-    return rows
+        pair = Pair(
+            prompt=prompt,
+            chosen=row["chosen"],
+            rejected=row["rejected"],
+            rating=row.get("rating"),
+            chosen_is_safe=need(where, row, "chosen_is_safe", bool, None),
+            rejected_is_safe=need(where, row, "rejected_is_safe", bool, None),
+            chosen_ids=need_ids(where, row, "chosen_ids"),
+            rejected_ids=need_ids(where, row, "rejected_ids"),
+            tokenizer=row.get("tokenizer", ""),
+            temperatures=tuple(row.get("temperatures", ())),
+            version=row.get("version", ""),
+            axis=row.get("axis", ""),
+            extra=bool(row.get("extra")),
+            right=row.get("right", ""),
+        )
+        pairs.append(pair)
+    return pairs

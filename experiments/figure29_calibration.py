@@ -1,33 +1,27 @@
 """Do the scores mean something on their own? Mean score against the annotator's quality (Fig. 29),
 and sureness of pairs.
 
-    python experiments/figure29_calibration.py --seeds 1,2,3      after experiments/seeds.py
+    python -m experiments.figure29_calibration --seeds 1,2,3      after experiments.seeds
 
 Each first reward model scores fresh answers to test prompts; the annotator's score without noise
 stands for the paper's median of three human grades, in seven equal bins for its seven grades.
-Writes experiments/results/figure29.json: per seed the bins (mean quality, mean and standard
-deviation of sigmoid(score), count), and for pairs the expected calibration error of
-sigmoid(difference of scores); and figure29.png, with the band of ± 1 standard deviation. Answers of
-several seeds are not pooled: a bin's number is the mean of the seeds' own, its interval over seeds.
+Keeps OUT/results/figure29-SEED.json: the bins (mean quality, mean and standard deviation of
+sigmoid(score), count), and for pairs the expected calibration error of sigmoid(difference of
+scores). Answers of several seeds are not pooled: a bin's number is the mean of the seeds' own, its
+interval over seeds.
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from typing import NamedTuple
 
 import eval as measures
-from experiments.common import (
-    RESULTS,
-    annotators_own,
-    draw_panels,
-    fresh_pairs,
-    print_claims,
-    save_result,
-    score_lists,
-)
+from experiments.shared import results
+from experiments.shared.over_seeds import claims_table, each_seed, plus_minus
+from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.reward_models import annotators_own, fresh_pairs, score_lists
+from report import Figure, Section
 from reward import AXES, load_reward_model
 from runtime import parse_settings, run, set_threads
 
@@ -35,87 +29,131 @@ from runtime import parse_settings, run, set_threads
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis
     bins: int = 7  # of quality; paper: seven grades
 
 
-def bins_over_seeds(tables: list[list], bins: int) -> list[tuple[float, list[float], float, int]]:
-    """Tables of `eval.Bin`, one per seed -> a row for each bin that all seeds have:
+class SeedsBin(NamedTuple):
+    """A bin of quality that all seeds have. Every seed counts alike."""
 
-    (mean quality, the mean score of each seed, mean standard deviation, answers in all).
-    Every seed counts alike.
-    """
+    quality: float  # mean of the annotator's score
+    scores: list[float]  # the mean sigmoid(score) of each seed
+    spread: float  # mean standard deviation
+    count: int  # answers in all
+
+
+def measure(root: Path, settings: Settings, seed: int) -> dict:
+    """One seed: {axis: bins of quality, sureness of pairs}."""
+    table = {}
+    for axis in AXES:
+        pairs = fresh_pairs(root, seed, axis, settings.repeats)
+        model, tokenizer = load_reward_model(root / str(seed) / f"reward-{axis}")
+        chosen, rejected = score_lists(model, tokenizer, pairs)
+        better, worse = annotators_own(pairs, axis)
+        sure, error = measures.pair_calibration(chosen, rejected)
+        table[axis] = {
+            "bins": measures.calibration(chosen + rejected, better + worse, settings.bins),
+            "pairs": sure,
+            "expected calibration error": error,
+        }
+    return table
+
+
+def bins_over_seeds(tables: list[list], bins: int) -> list[SeedsBin]:
+    """Tables of `eval.Bin`, one per seed -> the bins that all seeds have."""
     groups = {}
     for table in tables:
         for one in table:
             place = min(bins - 1, int(one[0] * bins + 1e-3))
             groups.setdefault(place, []).append(one)
-    found = []
+    common = []
     for _, group in sorted(groups.items()):
         if len(group) == len(tables):
             quality, scores, spreads, counts = map(list, zip(*group, strict=True))
             spread = statistics.fmean(spreads)
-            found.append((statistics.fmean(quality), scores, spread, sum(counts)))
-    return found
+            common.append(SeedsBin(statistics.fmean(quality), scores, spread, sum(counts)))
+    return common
 
 
-def draw(result: dict, bins: int) -> None:
-    """experiments/results/figure29.png: each seed's means, thin; their mean ± 1 sd, thick."""
+def section(result: dict, bins: int = Settings.bins) -> Section:
+    """Scores by the annotator's quality, and the calibration error of pairs."""
+    of_axes = {}
+    errors = {}
+    for axis in AXES:
+        of_axes[axis] = bins_over_seeds([one[axis]["bins"] for one in result.values()], bins)
+        errors[axis] = [one[axis]["expected calibration error"] for one in result.values()]
+    first, second, *_, last = (statistics.fmean(one.scores) for one in of_axes["helpfulness"])
+    safe = [statistics.fmean(one.scores) for one in of_axes["safety"]]
+    blocks = [
+        f"The helpfulness score rises with the annotator's but for the worst answers ({first:.2f}"
+        f" in the lowest bin, {second:.2f} in the next, {last:.2f} in the highest), and the safety"
+        f" score is a switch ({safe[0]:.2f} in the lowest bin, {safe[-1]:.2f} in the highest)."
+    ]
+    for axis in AXES:
+        rows = {}
+        for one in of_axes[axis]:
+            name = f"annotator {one.quality:.2f} ({one.count:,} answers, sd {one.spread:.3f})"
+            rows[name] = one.scores
+        caption = f"The {axis} model's mean sigmoid(score), by the annotator's {axis}."
+        small_print = (
+            "Expected calibration error of pairs:"
+            f" {plus_minus(measures.interval(errors[axis]))} (each seed"
+            f" {each_seed(errors[axis])})."
+        )
+        blocks.append(claims_table(caption, rows, small_print))
+    blocks += [
+        Figure(
+            "Reward against the annotator's score, with ± 1 standard deviation.",
+            file=results.RESULTS / "figure29.png",
+        ),
+        (
+            "Answers without any right content are the exception: the helpfulness model cannot tell"
+            " them from others. The expected calibration error says how far the probability that a"
+            " model gives to the answer it prefers lies from how often it is right."
+        ),
+    ]
+    return Section("Do the scores mean something on their own? (Fig. 29)", blocks)
+
+
+def draw(result: dict, file: Path, bins: int = Settings.bins) -> None:
+    """Each seed's means, thin; their mean ± 1 standard deviation, thick."""
     figure, panels = draw_panels(2)
     for panel, axis in zip(panels, AXES, strict=True):
         tables = [one[axis]["bins"] for one in result.values()]
         panel.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
         for table in tables:
-            points = [one[0] for one in table], [one[1] for one in table]
-            panel.plot(*points, color="C0", alpha=0.35, linewidth=0.8)
-        x, scores, spreads, _ = zip(*bins_over_seeds(tables, bins), strict=True)
-        y = [statistics.fmean(column) for column in scores]
+            quality = [one[0] for one in table]
+            scores = [one[1] for one in table]
+            panel.plot(quality, scores, color="C0", alpha=0.35, linewidth=0.8)
+        common = bins_over_seeds(tables, bins)
+        x = [one.quality for one in common]
+        y = [statistics.fmean(one.scores) for one in common]
         panel.plot(x, y, marker="o", color="C0")
-        low = [mean - sd for mean, sd in zip(y, spreads, strict=True)]
-        high = [mean + sd for mean, sd in zip(y, spreads, strict=True)]
+        low = [mean - one.spread for mean, one in zip(y, common, strict=True)]
+        high = [mean + one.spread for mean, one in zip(y, common, strict=True)]
         panel.fill_between(x, low, high, alpha=0.2, color="C0")
-        panel.set(
-            title=f"{axis} model",
-            xlabel=f"annotator's {axis}",
-            ylabel="sigmoid(score)",
-            xlim=(0, 1),
-            ylim=(0, 1),
-        )
-    figure.savefig(RESULTS / "figure29.png", dpi=110)
+        panel.set(title=f"{axis} model", xlabel=f"annotator's {axis}", ylabel="sigmoid(score)")
+        panel.set(xlim=(0, 1), ylim=(0, 1))
+    save_picture(figure, file)
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), {}
+    settings = parse_settings(Settings, __doc__)
     set_threads(1)
-    for seed in s.seeds:
-        for axis in AXES:
-            pairs = fresh_pairs(s.out, seed, axis, s.repeats)
-            chosen, rejected = score_lists(
-                *load_reward_model(s.out / str(seed) / f"reward-{axis}"), pairs
-            )
-            values, quality = [*chosen, *rejected], [
-                q for side in annotators_own(pairs, axis) for q in side
-            ]
-            sure, error = measures.pair_calibration(chosen, rejected)
-            result.setdefault(str(seed), {})[axis] = {
-                "bins": measures.calibration(values, quality, s.bins),
-                "pairs": sure,
-                "expected calibration error": error,
-            }
-            print(
-                f"seed {seed}, {axis}: expected calibration error of {len(pairs):,} pairs"
-                f" {error:.3f}"
-            )
-        save_result("figure29", result, s)
-    draw(result, s.bins)
-    for axis in AXES:
-        rows, tables = {}, [one[axis]["bins"] for one in result.values()]
-        for quality, scores, sd, count in bins_over_seeds(tables, s.bins):
-            rows[f"annotator {quality:.2f} ({count:,} answers, sd {sd:.3f})"] = scores
-        print_claims(f"{axis} model, score", rows)
-        errors = [one[axis]["expected calibration error"] for one in result.values()]
-        print(f"    expected calibration error {measures.interval(errors)}")
+
+    def measure_seed(seed: int) -> dict:
+        return measure(settings.out, settings, seed)
+
+    of_seeds = results.measure_seeds("figure29", settings, measure_seed)
+
+    def make_section(result: dict) -> Section:
+        return section(result, settings.bins)
+
+    def draw_bins(result: dict, file: Path) -> None:
+        draw(result, file, settings.bins)
+
+    results.finish("figure29", of_seeds, settings, make_section, draw_bins)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What is missed for want of SFT's budget? The whole pipeline after twice SFT's passes.
 
-    python experiments/longer_sft.py --seeds 1,2,3          after experiments/reference.py
+    python -m experiments.longer_sft --seeds 1,2,3          after experiments.reference
 
 Each seed's default models beside those of a second root in which SFT saw its demonstrations twice
 (--epochs 2) and everything else followed as by default. It is not the default itself, since the
@@ -18,32 +18,32 @@ default chain is to take six minutes at most. Measured are
                 default's);
     control     for its V3, with the instruction in every user message.
 
-Training is resumable. Writes experiments/results/longer_sft.json and .png: per seed, root and model
-shares with their intervals over items. Win rates over the default's model are printed with
-intervals over seeds, corrected for all of them.
+Training is resumable. Keeps OUT/results/longer_sft-SEED.json: shares with their intervals over
+items. Win rates over the default's model are shown with intervals over seeds, corrected for all of
+them.
 """
 
 import random
 import re
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import eval as measures
-from data import read_prompts, world
-from experiments.common import (
-    RESULTS,
-    draw_panels,
-    load_result,
-    print_claims,
-    save_result,
-    side_by_side,
-)
+from data import Prompt, read_prompts, world
 from experiments.reference import missing_commands
-from experiments.table30_gatt import CONTROL_SETS, TURNS, sets
+from experiments.shared import results
+from experiments.shared.over_seeds import (
+    claimed,
+    claims_table,
+    count_significant,
+    each_seed,
+    mean_of,
+)
+from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.processes import side_by_side
+from experiments.table30_gatt import CONTROL_SETS, TURNS, measure_set, sets
 from gatt import instruct
+from report import Figure, Section, Table
 from runtime import load_model, parse_settings, require, run, sample_answers, set_threads
 
 STAGES = {
@@ -55,12 +55,13 @@ STAGES = {
     "V5": "rlhf-v5",
 }
 ASKED = ("SFT", "V3", "GAtt")
+ROOTS = ("default", "two passes")
 
 
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose default pipeline is in OUT/SEED
-    # as in experiments/reference.py; the other root is OUT/SEED-two-passes
+    # as in experiments.reference; the other root is OUT/SEED-two-passes
     out: Path = Path("out/final")
     dialogs: int = 200  # of each set
     samples: int = 4  # answers per test prompt
@@ -69,11 +70,24 @@ class Settings:
     at_once: int = 2  # seeds trained side by side
 
 
+def roots_of(settings: Settings, seed: int) -> dict[str, Path]:
+    """Where the two pipelines of a seed lie."""
+    default = settings.out / str(seed)
+    require(default / "rlhf-v5", "python -m experiments.reference")
+    return {"default": default, "two passes": settings.out / f"{seed}-two-passes"}
+
+
 def commands(root: Path, seed: int) -> list[list[str]]:
     """What is missing of the whole pipeline in ROOT, SFT with two passes."""
-    return [
-        [*line, *["--epochs", "2"] * (line[0] == "sft.py")] for line in missing_commands(root, seed)
-    ]
+    lines = []
+    for line in missing_commands(root, seed):
+        if line[0] == "sft.py":
+            line = [*line, "--epochs", "2"]
+        lines.append(line)
+    return lines
+
+
+# ---- single questions under two instructions ----
 
 
 def is_blend(word: str, values: list[str]) -> bool:
@@ -82,7 +96,23 @@ def is_blend(word: str, values: list[str]) -> bool:
     >>> [is_blend(word, ["Kudu", "Denu"]) for word in ("Dedu", "Kudu", "Sure")]
     [True, False, False]
     """
-    return word not in values and word in {a[:2] + b[2:] for a in values for b in values}
+    blends = set()
+    for first in values:
+        for second in values:
+            blends.add(first[:2] + second[2:])
+    return word not in values and word in blends
+
+
+def asked_prompt(seed: int, number: int, split: str, constraints: list[dict]) -> Prompt:
+    """A question under these constraints. It asks for a name or hobby that holds, since else it
+    would not show.
+    """
+    rng = random.Random(f"asked {seed} {number}")
+    hidden = [one for one in constraints if one["kind"] in measures.PROBED]
+    probe = hidden[0] if hidden else None
+    question = measures.ask_about(rng, split, probe)
+    instruction = world.instruction(rng, constraints, short=0.5)
+    return replace(question, messages=instruct(question.messages, instruction))
 
 
 def asked(
@@ -93,123 +123,72 @@ def asked(
     """
     model, tokenizer = load_model(folder)
     prompts = []
-    for i, found in enumerate(constraints):
-        rng = random.Random(f"asked {seed} {i}")
-        question = measures.ask_about(
-            rng, split, next((c for c in found if c["kind"] in measures.PROBED), None)
-        )
-        prompts.append(
-            question | {
-                "prompt": instruct(question["prompt"], world.instruction(rng, found, short=0.5))
-            }
-        )
-    answers = [
-        row["answer"]
-        for row in sample_answers(model, tokenizer, prompts, key=(seed, "asked"), temperature=0.7)
-    ]
-    keeps = [
-        all(world.obeys(prompt, answer, c) for c in found)
-        for prompt, answer, found in zip(prompts, answers, constraints, strict=True)
-    ]
-    blends = [
-        any(is_blend(word, [c["value"] for c in found]) for word in re.findall(r"\w+", answer))
-        for answer, found in zip(answers, constraints, strict=True)
-    ]
-    return {
-        "all": measures.interval([float(kept) for kept in keeps]),
-        "blend": measures.interval([float(b) for b in blends]),
-    }
+    for number, of_dialog in enumerate(constraints):
+        prompts.append(asked_prompt(seed, number, split, of_dialog))
+    answers = sample_answers(model, tokenizer, prompts, key=(seed, "asked"), temperature=0.7)
+    keeps = []
+    blends = []
+    for prompt, answer, of_dialog in zip(prompts, answers, constraints, strict=True):
+        obeyed = all(world.obeys(prompt, answer.text, one) for one in of_dialog)
+        values = [one["value"] for one in of_dialog]
+        words = re.findall(r"\w+", answer.text)
+        blended = any(is_blend(word, values) for word in words)
+        keeps.append(float(obeyed))
+        blends.append(float(blended))
+    return {"all": measures.interval(keeps), "blend": measures.interval(blends)}
+
+
+# ---- what is measured ----
 
 
 def compared(roots: dict[str, Path], split: str, **sampling) -> dict:
     """Root -> model -> summary, and win rates over its own SFT and over the default's model; the
     first root is the default's.
     """
-    prompts, table, answers = read_prompts(world.ensure() / f"prompts-{split}.jsonl"), {}, {}
+    prompts = read_prompts(world.ensure() / f"prompts-{split}.jsonl")
+    judged = {}  # (root, model): its judged answers
+    table = {}
     for root, folder in roots.items():
-        table[root], answers[root] = {}, {}
+        table[root] = {}
         for name, stage in STAGES.items():
-            rows = answers[root][name] = measures.evaluate(
-                *load_model(folder / stage), prompts, **sampling
-            )
-            table[root][name] = {"summary": measures.summary(prompts, rows)} | {
-                f"against {other}": measures.compare(prompts, rows, baseline)
-                for other, baseline in (
-                    ("SFT", answers[root]["SFT"]),
-                    ("default", next(iter(answers.values()))[name]),
-                )
-                if baseline is not rows
-            }
-            print(
-                f"{sampling} {root:<12}{name:<8}",
-                *(f"{key} {table[root][name]['summary'][key]}" for key in measures.AXES),
-                *(
-                    f"{axis} {wins}"
-                    for axis, wins in table[root][name].get("against default", {}).items()
-                ),
-                flush=True,
-            )
+            model, tokenizer = load_model(folder / stage)
+            judged[root, name] = measures.evaluate(model, tokenizer, prompts, **sampling)
+            entry = {"summary": measures.summary(prompts, judged[root, name])}
+            baselines = {"SFT": (root, "SFT"), "default": ("default", name)}
+            for title, baseline in baselines.items():
+                if baseline != (root, name):
+                    wins = measures.compare(prompts, judged[root, name], judged[baseline])
+                    entry[f"against {title}"] = wins
+            table[root][name] = entry
+            shown = [f"{axis} {entry['summary'][axis]}" for axis in measures.AXES]
+            print(f"{sampling} {root:<12}{name:<8}", *shown, flush=True)
     return table
 
 
-def measure(roots: dict[str, Path], s: Settings, seed: int) -> dict:
+def measure(roots: dict[str, Path], settings: Settings, seed: int) -> dict:
     """One seed: what the docstring above names, for the models of each root."""
-    table, constraints = compared(roots, s.split, seed=seed, samples=s.samples), sets(s.dialogs)
-    for root, cool in compared(roots, s.split, seed=seed + 1000, temperature=s.cool).items():
+    split = settings.split
+    table = compared(roots, split, seed=seed, samples=settings.samples)
+    constraints = sets(settings.dialogs)
+    cool = compared(roots, split, seed=seed + 1000, temperature=settings.cool)
+    for root in roots:
         for name in ASKED:
-            table[root][name]["asked"] = asked(
-                roots[root] / STAGES[name], constraints["two, unseen"], s.split, seed
-            )
-        table[root]["cool"] = cool
+            folder = roots[root] / STAGES[name]
+            table[root][name]["asked"] = asked(folder, constraints["two, unseen"], split, seed)
+        table[root]["cool"] = cool[root]
+
     wanted = [("lasting", "gatt", "first", group) for group in constraints]
-    for kind, stage, where, group in wanted + [
-        ("control", "rlhf-v3", "every", group) for group in CONTROL_SETS
-    ]:
-        drawn = constraints[group]
-        turns = TURNS if any(c["kind"] in measures.PROBED for pair in drawn for c in pair) else ()
-        rows = measures.adherence(
-            *load_model(roots["two passes"] / stage),
-            drawn,
-            instruct=where,
-            split=s.split,
-            seed=seed,
-            measure=turns,
+    wanted += [("control", "rlhf-v3", "every", group) for group in CONTROL_SETS]
+    for kind, stage, where, group in wanted:
+        model, tokenizer = load_model(roots["two passes"] / stage)
+        shares = measure_set(
+            model, tokenizer, constraints[group], instruct=where, split=split, seed=seed
         )
-        found = table["two passes"].setdefault(kind, {})[group] = measures.adherence_by_turn(rows)
-        print(
-            f"seed {seed} {kind:<8}{group:<18}",
-            *(f"{found[str(turn)].mean:.2f}" for turn in TURNS),
-            f"mean {found['mean']}",
-            flush=True,
-        )
+        table["two passes"].setdefault(kind, {})[group] = measures.adherence_by_turn(shares)
     return table
 
 
-def draw(result: dict, seeds: list[str]) -> None:
-    """experiments/results/longer_sft.png: helpfulness and safety by version, a line per root, a dot
-    per seed.
-    """
-    figure, panels = draw_panels(2)
-    for panel, axis in zip(panels, measures.AXES, strict=True):
-        for root, color in (("default", "C0"), ("two passes", "C1")):
-            scores = [
-                [result[seed][root][name]["summary"][axis][0] for seed in seeds] for name in STAGES
-            ]
-            panel.plot(
-                list(STAGES),
-                [sum(row) / len(row) for row in scores],
-                "-",
-                color=color,
-                label=f"SFT: {root}",
-            )
-            for name, row in zip(STAGES, scores, strict=True):
-                panel.plot([name] * len(row), row, ".", color=color)
-        panel.set(title=f"{axis}, annotator's score", ylim=(0, 1))
-    panels[0].legend(loc="lower right")
-    figure.suptitle(
-        f"Test prompts, temperature 1; {len(seeds)} seeds (dots), their mean (lines)", fontsize=10
-    )
-    figure.savefig(RESULTS / "longer_sft.png", dpi=110)
+# ---- over seeds ----
 
 
 def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
@@ -219,38 +198,168 @@ def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
         for axis in measures.AXES:
             warm = [result[seed]["two passes"][name] for seed in seeds]
             cool = [result[seed]["two passes"]["cool"][name] for seed in seeds]
-            for title, found in ((name, warm), (f"{name}, cool", cool)):
-                rates = [table["against default"][axis][0] for table in found]
+            for title, tables in ((name, warm), (f"{name}, cool", cool)):
+                rates = [table["against default"][axis][0] for table in tables]
                 rows[f"{title}, {axis}"] = rates
     return rows
 
 
-def main() -> None:
-    # 1. the same pipeline after twice as long an SFT
-    s = parse_settings(Settings, __doc__)
-    set_threads(1)
-    world.ensure()
-    load_result("longer_sft", s)  # refuses before hours of training, not after
-    roots = {
-        seed: {"default": s.out / str(seed), "two passes": s.out / f"{seed}-two-passes"}
-        for seed in s.seeds
-    }
-    for root in roots.values():
-        require(root["default"] / "rlhf-v5", "python experiments/reference.py")
-    side_by_side(
-        {f"two-passes-{seed}": commands(root["two passes"], seed) for seed, root in roots.items()},
-        s.out,
-        s.at_once,
+def _scores(result: dict, root: str, name: str, axis: str) -> list[float]:
+    """A model's mean score at temperature 1, one per seed."""
+    return [one[root][name]["summary"][axis][0] for one in result.values()]
+
+
+def _wins(result: dict, root: str, name: str) -> list[float]:
+    """A model's win rates in helpfulness over its own root's SFT, one per seed."""
+    return [one[root][name]["against SFT"]["helpfulness"][0] for one in result.values()]
+
+
+def scores_table(result: dict) -> Table:
+    """Both pipelines' scores, version by version."""
+    cells = []
+    for name in STAGES:
+        line = [name]
+        for axis in measures.AXES:
+            for root in ROOTS:
+                of_seeds = _scores(result, root, name, axis)
+                line.append(f"{measures.interval(of_seeds).mean:.3f} ({each_seed(of_seeds)})")
+        for root in ROOTS:
+            summaries = [one[root]["cool"][name]["summary"] for one in result.values()]
+            line.append(f"{mean_of([summary['helpfulness'] for summary in summaries]):.3f}")
+        cells.append(line)
+    columns = [""]
+    for title in (*measures.AXES, "cool helpfulness"):
+        columns += [f"{title}, default", f"{title}, after two passes"]
+    caption = "The annotator's scores of both pipelines."
+    small_print = (
+        "Means over seeds, in brackets each seed. Temperature 1; cool: everything is sampled at"
+        " temperature 0.4, which asks whether it is more than sharpening. GAtt is Ghost Attention"
+        " on V3."
+    )
+    return Table(caption, columns, cells, small_print)
+
+
+def adherence_table(result: dict) -> Table:
+    """Ghost Attention and the control of V3 after two passes."""
+    cells = []
+    for kind, title in (("lasting", "Ghost Attention"), ("control", "control of V3")):
+        for group in next(iter(result.values()))["two passes"][kind]:
+            tables = [one["two passes"][kind][group] for one in result.values()]
+            means = [table["mean"][0] for table in tables]
+            last = mean_of([table[str(TURNS[-1])] for table in tables])
+            mean = measures.interval(means).mean
+            row = [f"{title}, {group}", f"{mean:.2f} ({each_seed(means, 2)})", f"{last:.2f}"]
+            cells.append(row)
+    columns = ["", "mean over turns", f"turn {TURNS[-1]}"]
+    caption = (
+        "Adherence after two passes; Table 30 below has the same sets for the default, and says"
+        " what they are."
+    )
+    small_print = "The control has the instruction in every user message. In brackets each seed."
+    return Table(caption, columns, cells, small_print)
+
+
+def asked_table(result: dict) -> Table:
+    """Single questions under two instructions: shares that keep both, and that blend the words."""
+    cells = []
+    for name in ASKED:
+        line = [name]
+        for root in ROOTS:
+            for what in ("all", "blend"):
+                shares = [one[root][name]["asked"][what][0] for one in result.values()]
+                line.append(each_seed(shares, 2))
+        cells.append(line)
+    columns = ["", "keeps both, default", "blends, default"]
+    columns += ["keeps both, two passes", "blends, two passes"]
+    caption = (
+        "Single questions under two instructions with words that training never had: each seed."
+    )
+    return Table(caption, columns, cells)
+
+
+def section(result: dict) -> Section:
+    """Both pipelines side by side, and what a longer SFT does to Ghost Attention."""
+    rows = claims(result, list(result))
+    default, longer = (_scores(result, root, "V3", "helpfulness") for root in ROOTS)
+    safeties = {root: _scores(result, root, "V5", "safety") for root in ROOTS}
+    return Section(
+        "What is missed for want of SFT's budget?",
+        [
+            (
+                "Helpfulness: after two passes of SFT instead of one, V3's is"
+                f" {measures.interval(longer).mean:.3f} instead of"
+                f" {measures.interval(default).mean:.3f}, and it wins"
+                f" {claimed(rows)['V3, helpfulness'].mean:.3f} of the cases over the default's V3"
+                f" (each seed {each_seed(rows['V3, helpfulness'])})."
+            ),
+            scores_table(result),
+            claims_table(
+                "Win rates of the pipeline with two passes over the default, version by version.",
+                rows,
+                f"Significant are {count_significant(claimed(rows), level=0.5)}.",
+            ),
+            Figure(
+                "Helpfulness and safety by version, SFT with one pass and with two.",
+                file=results.RESULTS / "longer_sft.png",
+            ),
+            (
+                "In helpfulness V3 wins"
+                f" {each_seed(_wins(result, 'two passes', 'V3'))} of the cases over its own SFT, by"
+                f" default {each_seed(_wins(result, 'default', 'V3'))}. In safety the seeds change"
+                " places: in each pipeline one seed stands still over the rounds, not the same one."
+                f" The lowest of V5's safeties is {min(safeties['two passes']):.3f} after two"
+                f" passes, where PPO mends it, and {min(safeties['default']):.3f} by default. One"
+                " more pass takes longer than the default chain is allowed to, so it stays an"
+                " option: `python sft.py --epochs 2`."
+            ),
+            adherence_table(result),
+            asked_table(result),
+            (
+                "Ghost Attention, too, gains from a longer SFT: names and hobbies are kept"
+                ' throughout. Two made-up words at once are blended: "End every answer with the'
+                ' word Kudu. Begin every answer with the word Denu." gives "Dedu! ... Kunu." A'
+                " small model copies syllable by syllable and takes the second one from the wrong"
+                " word. SFT learns to keep them apart in some runs and not in others."
+            ),
+        ],
     )
 
+
+def draw(result: dict, file: Path) -> None:
+    """Helpfulness and safety by version, a line per root, a dot per seed."""
+    figure, panels = draw_panels(2)
+    for panel, axis in zip(panels, measures.AXES, strict=True):
+        for root, color in zip(ROOTS, ("C0", "C1"), strict=True):
+            scores = [_scores(result, root, name, axis) for name in STAGES]
+            means = [sum(row) / len(row) for row in scores]
+            panel.plot(list(STAGES), means, "-", color=color, label=f"SFT: {root}")
+            for name, row in zip(STAGES, scores, strict=True):
+                panel.plot([name] * len(row), row, ".", color=color)
+        panel.set(title=f"{axis}, annotator's score", ylim=(0, 1))
+    panels[0].legend(loc="lower right")
+    title = f"Test prompts, temperature 1; {len(result)} seeds (dots), their mean (lines)"
+    figure.suptitle(title, fontsize=10)
+    save_picture(figure, file)
+
+
+def main() -> None:
+    # 1. the same pipeline after twice as long an SFT
+    settings = parse_settings(Settings, __doc__)
+    set_threads(1)
+    world.ensure()
+    jobs = {}
+    for seed in results.missing_seeds("longer_sft", settings):
+        jobs[f"two-passes-{seed}"] = commands(roots_of(settings, seed)["two passes"], seed)
+    side_by_side(jobs, settings.out, settings.at_once)
+
     # 2. measure
-    for seed, root in roots.items():
-        save_result(
-            "longer_sft", load_result("longer_sft", s) | {str(seed): measure(root, s, seed)}, s
-        )
-    result, seeds = load_result("longer_sft", s), [str(seed) for seed in s.seeds]
-    draw(result, seeds)
-    print_claims("Win rates of two passes over the default", claims(result, seeds))
+    def measure_seed(seed: int) -> dict:
+        return measure(roots_of(settings, seed), settings, seed)
+
+    of_seeds = results.measure_seeds("longer_sft", settings, measure_seed)
+
+    # 3. over seeds
+    results.finish("longer_sft", of_seeds, settings, section, draw)
 
 
 if __name__ == "__main__":

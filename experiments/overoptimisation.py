@@ -1,128 +1,184 @@
 """Over-optimisation: the reward of the best of N rises for ever; does the annotator's score of the
 same answers?
 
-    python experiments/overoptimisation.py --seeds 1,2,3      after experiments/seeds.py
+    python -m experiments.overoptimisation --seeds 1,2,3      after experiments.seeds
 
 Many answers of one version (SFT) to some test prompts at temperature 1, picked by several versions
 of the reward models: the first ones and those of every round. Every N is estimated from the same
-answers (order statistics, unbiased). Writes experiments/results/overoptimisation.json (per seed;
-intervals over items) and overoptimisation.png. What the last two doublings of N change in the
-annotator's score is printed with intervals over seeds, corrected for the number of reward models.
+answers (order statistics, unbiased). Keeps OUT/results/overoptimisation-SEED.json (intervals over
+items). What the last two doublings of N change in the annotator's score is shown with intervals
+over seeds, corrected for the number of reward models.
 """
 
-import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from data import read_prompts, world
-from experiments.common import (
-    RESULTS,
+from data import Prompt
+from experiments.shared import results
+from experiments.shared.best_of_n import (
     best_of_n,
-    draw_curves,
-    draw_panels,
-    judges_of,
-    print_claims,
-    rows_of_intervals,
+    draw_prompts,
+    has_reward_models,
+    intervals_of_rows,
+    reward_models_of,
     sampled_scores,
-    save_result,
     sizes_up_to,
     versions,
 )
-from reward import AXES
+from experiments.shared.over_seeds import (
+    claimed,
+    claims_table,
+    count_significant,
+    mean_curve,
+    named,
+    plus_minus,
+)
+from experiments.shared.pictures import draw_curves, draw_panels, save_picture
+from report import Figure, Section, Table
 from runtime import parse_settings, run, set_threads
 
 
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/seeds")  # as in experiments.seeds
     policy: str = "sft"  # the version that answers
     samples: int = 256  # answers per prompt: the largest N
     prompts: int = 100  # so many of the test prompts, the same for every seed
 
 
-def measure(root: Path, prompts: list[dict], s: Settings, seed: int) -> dict:
+def measure(root: Path, prompts: list[Prompt], settings: Settings, seed: int) -> dict:
     """{reward models: {"proxy": their reward of the best of N, "annotator": its score of the same
     answers}}, intervals per N.
     """
-    sizes, judges, found = sizes_up_to(s.samples), {"first": judges_of(root, [])}, {}
+    judges = {"first": reward_models_of(root, [])}
     for name in versions(root):
-        if all((root / name / f"reward-{axis}").is_dir() for axis in AXES):
-            judges[name] = judges_of(root, [name])
-    scores = sampled_scores(root / s.policy, prompts, judges, samples=s.samples, seed=seed)
+        if has_reward_models(root / name):
+            judges[name] = reward_models_of(root, [name])
+    scores = sampled_scores(
+        root / settings.policy, prompts, judges, samples=settings.samples, seed=seed
+    )
+    sizes = sizes_up_to(settings.samples)
+    table = {}
     for name in [*judges, "annotator"]:
         curves = best_of_n(scores[name], scores["annotator"], sizes)
-        found[name] = {
-            "proxy": rows_of_intervals(curves["maximum"], prompts),
-            "annotator": rows_of_intervals(curves["pick"], prompts),
+        table[name] = {
+            "proxy": intervals_of_rows(curves["maximum"], prompts),
+            "annotator": intervals_of_rows(curves["pick"], prompts),
         }
-        print(
-            f"{root} reward models {name}: annotator's score of the best of N "
-            + ", ".join(
-                f"{n}: {one.mean:.3f}"
-                for n, one in zip(sizes, found[name]["annotator"], strict=True)
-            )
-        )
-    return found
+    return table
 
 
-def draw(result: dict, sizes: list[int]) -> None:
+def assemble(of_seeds: dict[str, dict], settings: Settings) -> dict:
+    """What is published of the seeds."""
+    return {
+        "N": sizes_up_to(settings.samples),
+        "policy": settings.policy,
+        "prompts": len(draw_prompts(settings.prompts)),
+        "seeds": of_seeds,
+    }
+
+
+# ---- over seeds ----
+
+
+def _common_judges(of_seeds: dict) -> list[str]:
+    """The reward models that all seeds have."""
+    first, *others = of_seeds.values()
+    return [name for name in first if all(name in other for other in others)]
+
+
+def claims(of_seeds: dict, sizes: list[int]) -> dict[str, list[float]]:
+    """{reward models: what the last two doublings change in the annotator's score, one per seed}.
+
+    of_seeds: {seed: what `measure` gives}; versions that a seed lacks are left out.
+    """
+    rows = {}
+    for name in _common_judges(of_seeds):
+        curves = [table[name]["annotator"] for table in of_seeds.values()]
+        title = f"picked by {name}, N = {sizes[-3]} to {sizes[-1]}"
+        rows[title] = [curve[-1][0] - curve[-3][0] for curve in curves]
+    return rows
+
+
+def curves_table(result: dict) -> Table:
+    """The annotator's score of the best of N by each reward model, and its reward."""
+    cells = []
+    for name in _common_judges(result["seeds"]):
+        tables = [table[name] for table in result["seeds"].values()]
+        for what, digits in (("proxy", 2), ("annotator", 3)):
+            if (name, what) != ("annotator", "proxy"):
+                means = mean_curve([table[what] for table in tables])
+                title = f"{named(name)}'s pick, {'its reward' if what == 'proxy' else 'annotator'}"
+                cells.append([title, *(f"{mean:.{digits}f}" for mean in means)])
+    columns = [""] + [f"N = {n}" for n in result["N"]]
+    small_print = (
+        "First: the reward models that were trained on SFT's answers; V1 to V4: those of that"
+        f" round. {result['prompts']} test prompts, answers of {named(result['policy'])} at"
+        " temperature 1."
+    )
+    return Table("The best of N answers, means over seeds.", columns, cells, small_print)
+
+
+def section(result: dict) -> Section:
+    """Rewards and the annotator's scores as N grows."""
+    sizes = result["N"]
+    rows = claims(result["seeds"], sizes)
+    corrected = claimed(rows)
+    by_models = {name: one for name, one in corrected.items() if "annotator" not in name}
+    [own] = [one for name, one in corrected.items() if "annotator" in name]
+    changes = [interval.mean for interval in by_models.values()]
+    return Section(
+        "Over-optimisation: the reward of the best of N goes on rising; does the annotator's"
+        " score?",
+        [
+            (
+                f"It nearly stands still: from N = {sizes[-3]} to {sizes[-1]} the annotator's score"
+                f" of the picks changes by {min(changes):+.3f} to {max(changes):+.3f}, depending on"
+                f" the reward models; significant are {count_significant(by_models)}."
+            ),
+            claims_table("What the last two doublings of N change in the annotator's score.", rows),
+            curves_table(result),
+            Figure(
+                "Rewards and the annotator's scores of the picks as N grows.",
+                file=results.RESULTS / "overoptimisation.png",
+            ),
+            (
+                "Every reward goes on rising, but the later the reward models, the more of that the"
+                f" annotator sees. Its own picks go on: by {plus_minus(own)}."
+            ),
+        ],
+    )
+
+
+def draw(result: dict, file: Path) -> None:
+    """The reward of the best of N on the left, the annotator's score of it on the right."""
     figure, panels = draw_panels(2)
-    for i, name in enumerate(next(iter(result.values()))):
+    for i, name in enumerate(next(iter(result["seeds"].values()))):
         for panel, what in zip(panels, ("proxy", "annotator"), strict=True):
             if (name, what) != ("annotator", "proxy"):
-                draw_curves(
-                    panel,
-                    sizes,
-                    [one[name][what] for one in result.values()],
-                    f"{name}'s pick",
-                    color=f"C{i}",
-                )
+                curves = [one[name][what] for one in result["seeds"].values()]
+                draw_curves(panel, result["N"], curves, f"{name}'s pick", color=f"C{i}")
     panels[0].set(title="reward (a logit) of the best of N", xlabel="N")
     panels[1].set(title="annotator's score of the same answers", xlabel="N", ylim=(0, 1))
     for panel in panels:
         panel.set_xscale("log", base=2)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
-    figure.savefig(RESULTS / "overoptimisation.png", dpi=110)
-
-
-def claims(found: dict, sizes: list[int]) -> dict[str, list[float]]:
-    """{reward models: what the last two doublings change in the annotator's score, one per seed}.
-
-    found: {seed: what `measure` gives}; versions that a seed lacks are left out.
-    """
-    tables, rows = list(found.values()), {}
-    for name in [name for name in tables[0] if all(name in table for table in tables)]:
-        curves = [table[name]["annotator"] for table in tables]
-        title = f"picked by {name}, N = {sizes[-3]} to {sizes[-1]}"
-        rows[title] = [curve[-1][0] - curve[-3][0] for curve in curves]
-    return rows
+    save_picture(figure, file)
 
 
 def main() -> None:
-    s, result = parse_settings(Settings, __doc__), {}
+    settings = parse_settings(Settings, __doc__)
     set_threads(1)
-    everything = read_prompts(world.ensure() / "prompts-test.jsonl")
-    prompts = random.Random(0).sample(everything, min(s.prompts, len(everything)))
-    for seed in s.seeds:
-        result[str(seed)] = measure(s.out / str(seed), prompts, s, seed)
-        save_result(
-            "overoptimisation",
-            {
-                "N": sizes_up_to(s.samples),
-                "policy": s.policy,
-                "prompts": len(prompts),
-                "seeds": result,
-            },
-            s,
-        )
-        draw(result, sizes_up_to(s.samples))
-    if s.samples >= 4:
-        print_claims("Change of the annotator's score", claims(result, sizes_up_to(s.samples)))
+
+    def measure_seed(seed: int) -> dict:
+        prompts = draw_prompts(settings.prompts)
+        return measure(settings.out / str(seed), prompts, settings, seed)
+
+    of_seeds = results.measure_seeds("overoptimisation", settings, measure_seed)
+    result = assemble(of_seeds, settings)
+    results.finish("overoptimisation", result, settings, section, draw)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
-"""PPO under the microscope: one answer, token by token, with everything that the update sees.
+"""What does PPO's update see? One answer under the microscope, token by token.
 
-    python experiments/ppo_microscope.py --out out --prompt "Name three animals."
+    python -m experiments.ppo_microscope --out out --prompt "Name three animals."
 
 after `python ppo.py`.
 
 One rollout of the policy that PPO made, against the policy that it started from and with the value
 network as it was at the end. The whitening of the reward needs other answers to compare with: the
-prompt stands among `--batch` training prompts. Prints a table and writes
+prompt stands among `--batch` training prompts. Prints the table. With `--publish` it also writes
 experiments/results/ppo_microscope.json and .png.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import torch
 
-from data import Tokenizer, read_prompts, world
-from experiments.common import RESULTS, save_result
+from data import Prompt, Tokenizer, read_prompts, world
+from experiments.shared import results
+from experiments.shared.pictures import save_picture
+from model import Transformer
 from ppo import Critic, Rollout, kl_penalty, rollout
 from ppo import Settings as PPOSettings
-from rejection_sampling import Judges
+from rejection_sampling import RewardModels
+from report import Figure, Section, Table, print_tables
 from runtime import (
     choose_device,
     load_checkpoint,
@@ -33,6 +36,11 @@ from runtime import (
 )
 
 COLUMNS = ("token", "log π", "log π_0", "KL", "reward", "value", "advantage", "return")
+SHOWN_OF_ANSWER = (
+    *("index", "answer", "answer_ids", "finish_reason", "has_tag"),
+    *("helpfulness", "safety", "reward"),
+)
+KEPT_SETTINGS = ("beta", "gamma", "lam", "cut_reward", "max_new_tokens")  # of the rollout
 
 
 @dataclass
@@ -46,124 +54,171 @@ class Settings:
     seed: int = 0  # of the sampling
     device: str = "cpu"  # auto, cpu, cuda, mps
     threads: int = 1  # CPU threads
+    publish: bool = False  # also write experiments/results/ppo_microscope.json and .png
 
 
-def table(batch: Rollout, row: int, tokenizer: Tokenizer) -> list[dict]:
+class Players(NamedTuple):
+    """What a rollout needs, as PPO left it."""
+
+    policy: Transformer
+    reference: Transformer
+    critic: Critic
+    reward_models: RewardModels
+    tokenizer: Tokenizer
+    settings: PPOSettings
+
+
+def load_players(root: Path, name: str, device: torch.device) -> Players:
+    """The models of ROOT/NAME-ppo, its settings and reward models."""
+    folder = require(root / f"{name}-ppo", f"python ppo.py --init {root / name}")
+    record = json.loads((folder / "stage.json").read_text())
+    reward_folders = {}
+    for axis, path in record["results"]["reward_models"].items():
+        reward_folders[axis] = Path(path)
+    policy, tokenizer = load_model(folder, device)
+    reference, _ = load_model(root / name, device)
+    # the value network may have other layers than the policy
+    is_reward_model = record["settings"]["value_init"] == "reward"
+    body, _ = load_model(reward_folders["helpfulness"] if is_reward_model else folder, device)
+    critic = Critic(body)
+    critic.load_state_dict(load_checkpoint(folder / "critic.pth", device))
+    kept = {key: record["settings"][key] for key in KEPT_SETTINGS}
+    reward_models = RewardModels(reward_folders, device)
+    return Players(policy, reference, critic, reward_models, tokenizer, PPOSettings(**kept))
+
+
+def token_rows(batch: Rollout, row: int, tokenizer: Tokenizer) -> list[dict]:
     """One answer of a rollout as rows {"mask", "token", …}: the end of its prompt (masked out),
     then each of its tokens.
     """
     mask = batch.mask[row]  # (seq)
     kl = kl_penalty(batch.logprobs, batch.reference, batch.mask)[row]  # (seq)
-    numbers = (
-        batch.logprobs[row],
-        batch.reference[row],
-        kl,
-        batch.rewards[row],
-        batch.values[row],
-        batch.advantages[row],
-        batch.returns[row],
+    columns = {
+        "log π": batch.logprobs[row],
+        "log π_0": batch.reference[row],
+        "KL": kl,
+        "reward": batch.rewards[row],
+        "value": batch.values[row],
+        "advantage": batch.advantages[row],
+        "return": batch.returns[row],
+    }
+    places = mask.nonzero()
+    first = max(0, places.min().item() - 3)
+    last = places.max().item()
+    rows = []
+    for t in range(first, last + 1):
+        token = batch.tokens[row, t].item()
+        text = "</s>" if token == tokenizer.eos_id else tokenizer.decode([token])
+        numbers = {name: values[t].item() for name, values in columns.items()}
+        rows.append({"mask": int(mask[t]), "token": text, **numbers})
+    return rows
+
+
+def measure(players: Players, settings: Settings) -> dict:
+    """One rollout, in which the prompt is the first: its answer, token by token."""
+    asked = Prompt([{"role": "user", "content": settings.prompt}], settings.is_safety)
+    others = read_prompts(world.ensure() / "prompts-train.jsonl")[: settings.batch - 1]
+    batch = rollout(
+        players.policy,
+        players.reference,
+        players.critic,
+        players.reward_models,
+        [asked, *others],
+        (settings.seed, "microscope"),
+        players.settings,
     )
-    first, last = mask.nonzero().min().item(), mask.nonzero().max().item()
-    names = [
-        "</s>" if i == tokenizer.eos_id else tokenizer.decode([i])
-        for i in batch.tokens[row].tolist()
-    ]
-    return [
-        {
-            "mask": int(mask[t]),
-            "token": names[t],
-            **dict(zip(COLUMNS[1:], (x[t].item() for x in numbers), strict=True)),
-        }
-        for t in range(max(0, first - 3), last + 1)
-    ]
+    answer = batch.answers[0].to_json()
+    return {
+        "prompt": settings.prompt,
+        "answer": {key: answer[key] for key in SHOWN_OF_ANSWER},
+        "whitened": batch.scores[0].item(),
+        "tokens": token_rows(batch, 0, players.tokenizer),
+    }
 
 
-def draw(rows: list[dict], title: str) -> None:
-    """experiments/results/ppo_microscope.png: log-probabilities and KL above, reward, value,
-    advantage below, by token.
-    """
+def tokens_table(result: dict) -> Table:
+    """The answer, a row for each token."""
+    cells = []
+    for row in result["tokens"]:
+        numbers = [f"{row[name]:.3f}" for name in COLUMNS[1:]]
+        cells.append([str(row["mask"]), repr(row["token"]), *numbers])
+    caption = "Everything that the update sees of one answer."
+    small_print = (
+        "Mask: 1 on the answer's tokens, which are learned from. π is the policy, π_0 what it"
+        " started from. The reward of a token is the KL penalty; the last one also gets the"
+        " answer's score. Value: what the value network expects from there on. Advantage: how much"
+        " better the token was than expected."
+    )
+    return Table(caption, ["mask", *COLUMNS], cells, small_print)
+
+
+def section(result: dict) -> Section:
+    """One answer, its scores, its tokens."""
+    answer = result["answer"]
+    rows = [row for row in result["tokens"] if row["mask"]]
+    best = max(rows, key=lambda row: row["advantage"])
+    worst = min(rows, key=lambda row: row["advantage"])
+    return Section(
+        "What does PPO's update see? One answer, token by token",
+        [
+            (
+                f"A credit for each token: in this answer it goes from {worst['advantage']:.2f} (at"
+                f" {worst['token'].strip()!r}) to {best['advantage']:.2f} (at"
+                f" {best['token'].strip()!r})."
+            ),
+            (
+                f"\"{result['prompt']}\" is answered with \"{answer['answer']}\" Its helpfulness is"
+                f" {answer['helpfulness']:.2f}, its safety {answer['safety']:.2f}, the reward"
+                f" {answer['reward']:.2f} (logits), whitened among the batch"
+                f" {result['whitened']:.2f}."
+            ),
+            tokens_table(result),
+            Figure(
+                "One answer's log-probabilities, values, advantages.",
+                file=results.RESULTS / "ppo_microscope.png",
+            ),
+        ],
+    )
+
+
+def draw(result: dict, file: Path) -> None:
+    """Log-probabilities above, values in the middle, advantage, reward and KL below, by token."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row["mask"]]
-    figure, panels = plt.subplots(
-        3, 1, figsize=(max(6, 0.42 * len(rows)), 6.4), sharex=True, layout="constrained"
-    )
+    rows = [row for row in result["tokens"] if row["mask"]]
+    size = (max(6, 0.42 * len(rows)), 6.4)
+    figure, panels = plt.subplots(3, 1, figsize=size, sharex=True, layout="constrained")
+    shown = (("log π", "log π_0"), ("value", "return"), ("advantage", "reward", "KL"))
     places = range(len(rows))
-    for panel, names in zip(
-        panels,
-        (("log π", "log π_0"), ("value", "return"), ("advantage", "reward", "KL")),
-        strict=True,
-    ):
+    for panel, names in zip(panels, shown, strict=True):
         for name in names:
             panel.plot(places, [row[name] for row in rows], marker=".", label=name)
         panel.axhline(0, color="gray", linewidth=0.6)
         panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    panels[2].set_xticks(
-        places, [row["token"].replace("$", r"\$") for row in rows], rotation=60, ha="right"
+    tokens = [row["token"].replace("$", r"\$") for row in rows]
+    panels[2].set_xticks(places, tokens, rotation=60, ha="right")
+    answer = result["answer"]
+    title = (
+        f"{result['prompt']}  →  {answer['answer']}\nhelpfulness {answer['helpfulness']:.2f},"
+        f" safety {answer['safety']:.2f}, reward {answer['reward']:.2f} (logits), whitened"
+        f" {result['whitened']:.2f}"
     )
     figure.suptitle(title.replace("$", r"\$"), fontsize=9, wrap=True)
-    RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "ppo_microscope.png", dpi=110)
+    save_picture(figure, file)
 
 
 def main(argv: list[str] | None = None) -> None:
-    # 1. the models as PPO left them, its settings and reward models
-    s = parse_settings(Settings, __doc__, argv=argv)
-    set_threads(s.threads)
-    device, folder = choose_device(s.device), require(
-        s.out / f"{s.name}-ppo", f"python ppo.py --init {s.out / s.name}"
-    )
-    record = json.loads((folder / "stage.json").read_text())
-    policy, tokenizer = load_model(folder, device)
-    reference = load_model(s.out / s.name, device)[0]
-    # it may have other layers than the policy
-    as_reward = record["settings"]["value_init"] == "reward"
-    critic = Critic(
-        load_model(
-            record["results"]["reward_models"]["helpfulness"] if as_reward else folder, device
-        )[0]
-    )
-    critic.load_state_dict(load_checkpoint(folder / "critic.pth", device))
-    judges = Judges(
-        {axis: Path(path) for axis, path in record["results"]["reward_models"].items()}, device
-    )
-    known = {
-        name: record["settings"][name]
-        for name in ("beta", "gamma", "lam", "shift_mean", "cut_reward", "max_new_tokens")
-    }
-
-    # 2. one rollout, in which the prompt is the first
-    prompts = [
-        {"prompt": [{"role": "user", "content": s.prompt}], "is_safety": s.is_safety},
-        *read_prompts(world.ensure() / "prompts-train.jsonl")[: s.batch - 1],
-    ]
-    batch = rollout(
-        policy, reference, critic, judges, prompts, (s.seed, "microscope"), PPOSettings(**known)
-    )
-    rows = table(batch, 0, tokenizer)
-
-    # 3. table and picture
-    answer = batch.rows[0]
-    title = (
-        f"{s.prompt}  →  {answer['answer']}\nhelpfulness {answer['helpfulness']:.2f}, safety"
-        f" {answer['safety']:.2f}, reward {answer['reward']:.2f} (logits), whitened"
-        f" {batch.scores[0]:.2f}; β {known['beta']}, λ {known['lam']}"
-    )
-    print(f"{title}\n\nmask  {COLUMNS[0]:<14}" + "".join(f"{name:>11}" for name in COLUMNS[1:]))
-    for row in rows:
-        print(
-            f"{row['mask']:>4}  {row['token']!r:<14}"
-            + "".join(f"{row[name]:>11.3f}" for name in COLUMNS[1:])
-        )
-    draw(rows, title)
-    save_result(
-        "ppo_microscope",
-        {"prompt": s.prompt, "answer": answer, "whitened": batch.scores[0].item(), "tokens": rows},
-        s,
-    )
+    settings = parse_settings(Settings, __doc__, argv=argv)
+    set_threads(settings.threads)
+    players = load_players(settings.out, settings.name, choose_device(settings.device))
+    result = measure(players, settings)
+    if settings.publish:
+        results.finish("ppo_microscope", result, settings, section, draw)
+    else:
+        print_tables([section(result)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Two heads of the helpfulness model under RLHF: the paper's scalar one, and one that also reads
-log-probabilities.
+"""Is a reward model that also reads log-probabilities better under RLHF than the paper's scalar
+head?
 
-    python experiments/reward_heads.py --seeds 1,2,3      after experiments/seeds.py
+    python -m experiments.reward_heads --seeds 1,2,3      after experiments.seeds
 
 From copies of the same SFT and safety model OUT/SEED-logprobs runs `reward.py --axis helpfulness
 --head logprobs` (a departure from the paper), the rounds, and PPO on V4; resumable. Then each
@@ -9,30 +9,32 @@ version beside that of OUT/SEED (PPO where it was run there), on dev prompts at 
 annotator's scores, the variant's win rate over the default, and what a reward for likely text would
 show: the tokens of an answer, the policy's entropy (mean of -log π over what it sampled, nats a
 token), and how likely SFT finds its answers. Last, V4-PPO against the V4 that it started from. Win
-rates are printed with intervals over seeds, corrected for all that are read side by side. Writes
-experiments/results/reward_heads.json and .png.
+rates are shown with intervals over seeds, corrected for all that are read side by side. Keeps
+OUT/results/reward_heads-SEED.json.
 """
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
 import eval as measures
-from data import read_prompts, world
-from experiments.common import (
-    RESULTS,
-    draw_panels,
-    load_result,
-    print_claims,
-    save_result,
-    side_by_side,
+from data import Answer, Prompt, Tokenizer, micro_batches, read_prompts, world
+from experiments.shared import results
+from experiments.shared.over_seeds import (
+    claimed,
+    claims_table,
+    in_seeds,
+    named,
+    plus_minus,
+    verdict,
 )
-from ppo import answer_logprobs, micro_batches, pad_answers
+from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.processes import side_by_side
+from model import Transformer
+from ppo import answer_logprobs, pad_answers
+from report import Figure, Section, Table
 from runtime import (
     encode_prompts,
     is_finished,
@@ -40,166 +42,231 @@ from runtime import (
     parse_settings,
     require,
     run,
+    sample_answers,
     set_threads,
 )
 
 VERSIONS = ("rlhf-v1", "rlhf-v2", "rlhf-v3", "rlhf-v4", "rlhf-v4-ppo")
+HEADS = ("default", "logprobs")
+AXES = ("helpfulness", "safety")
 
 
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/seeds")  # as in experiments.seeds
     ppo: bool = True  # also PPO on V4
     split: str = "dev"  # of the prompts; dev, since a setting is compared here
     samples: int = 4  # answers per prompt
     at_once: int = 2  # seeds side by side
 
 
-def commands(s: Settings, seed: int) -> list[list[str]]:
+def commands(settings: Settings, seed: int) -> list[list[str]]:
     """What makes one seed's models with the other head, in order."""
-    target, options = s.out / f"{seed}-logprobs", ["--seed", str(seed), "--threads", "1"]
+    target = settings.out / f"{seed}-logprobs"
     for name in ("sft", "reward-safety"):
         if not (target / name).exists():
-            shutil.copytree(
-                require(s.out / str(seed) / name, "python experiments/seeds.py"), target / name
-            )
-    here = ["--out", str(target), *options]
-    found = [
+            source = require(settings.out / str(seed) / name, "python -m experiments.seeds")
+            shutil.copytree(source, target / name)
+    here = ["--out", str(target), "--seed", str(seed), "--threads", "1"]
+    lines = [
         ["reward.py", "--axis", "helpfulness", "--head", "logprobs", *here],
         ["rejection_sampling.py", *here],
     ]
-    return found + [["ppo.py", *here]] * s.ppo
+    if settings.ppo:
+        lines.append(["ppo.py", *here])
+    return lines
+
+
+# ---- what is measured ----
 
 
 @torch.no_grad()
-def sft_logprob(sft, tokenizer, prompts: list[dict], rows: list[dict]) -> float:
+def sft_logprob(
+    sft: Transformer, tokenizer: Tokenizer, prompts: list[Prompt], answers: list[Answer]
+) -> float:
     """Mean log-probability per token that SFT gives to the answers of another version, in nats."""
     encoded = encode_prompts(tokenizer, prompts, sft.args.max_seq_len)
     tokens, mask = pad_answers(
-        [encoded[row["index"]] for row in rows],
-        [row["answer_ids"] for row in rows],
+        [encoded[answer.index] for answer in answers],
+        [answer.ids for answer in answers],
         torch.device("cpu"),
     )
-    total = sum(
-        answer_logprobs(sft, tokens[picked, :length], mask[picked, :length]).sum().item()
-        for picked, length in micro_batches(mask, list(range(len(rows))), 16384)
-    )
+    total = 0.0
+    for picked, length in micro_batches(mask, list(range(len(answers))), 16384):
+        logprobs = answer_logprobs(sft, tokens[picked, :length], mask[picked, :length])
+        total += logprobs.sum().item()
     return total / mask.sum().item()
 
 
-def measure(s: Settings, seed: int, prompts: list[dict]) -> dict[str, dict]:
+def measure(settings: Settings, seed: int) -> dict[str, dict]:
     """Version -> the heads' summaries, entropy and likelihood, the variant's win rate over the
-    default; "ppo" -> head -> win rates of V4-PPO over V4."""
-    roots = {"default": s.out / str(seed), "logprobs": s.out / f"{seed}-logprobs"}
+    default; "ppo" -> head -> win rates of V4-PPO over V4.
+    """
+    prompts = read_prompts(world.ensure() / f"prompts-{settings.split}.jsonl")
+    roots = {"default": settings.out / str(seed), "logprobs": settings.out / f"{seed}-logprobs"}
     sft, tokenizer = load_model(roots["default"] / "sft")
-    table, judged = {}, {}
+    table = {}
+    judged = {}
     for version in VERSIONS:
-        judged[version] = {
-            head: measures.evaluate(
-                *load_model(root / version), prompts, seed=seed, samples=s.samples
+        table[version] = {}
+        judged[version] = {}
+        for head, root in roots.items():
+            if not is_finished(root / version):
+                continue
+            answers = sample_answers(
+                *load_model(root / version),
+                prompts,
+                key=(seed, "evaluation"),
+                samples=settings.samples,
             )
-            for head, root in roots.items()
-            if is_finished(root / version)
-        }
-        table[version] = {
-            head: {
-                **{name: value.mean for name, value in measures.summary(prompts, rows).items()},
-                "entropy": (
-                    -sum(row["logprob"] for row in rows)
-                    / sum(len(row["answer_ids"]) for row in rows)
-                ),
-                "log-probability under SFT": sft_logprob(sft, tokenizer, prompts, rows),
-            }
-            for head, rows in judged[version].items()
-        }
+            judgements = measures.judge(prompts, answers)
+            judged[version][head] = judgements
+            means = {}
+            for name, value in measures.summary(prompts, judgements).items():
+                means[name] = value.mean
+            tokens = sum(len(answer.ids) for answer in answers)
+            means["entropy"] = -sum(answer.logprob for answer in answers) / tokens
+            means["log-probability under SFT"] = sft_logprob(sft, tokenizer, prompts, answers)
+            table[version][head] = means
         if len(judged[version]) == 2:
+            by_head = judged[version]
             table[version]["win"] = measures.compare(
-                prompts, judged[version]["logprobs"], judged[version]["default"]
+                prompts, by_head["logprobs"], by_head["default"]
             )
-    table["ppo"] = {
-        head: measures.compare(prompts, rows, judged["rlhf-v4"][head])
-        for head, rows in judged["rlhf-v4-ppo"].items()
-    }
+    table["ppo"] = {}
+    for head, judgements in judged["rlhf-v4-ppo"].items():
+        table["ppo"][head] = measures.compare(prompts, judgements, judged["rlhf-v4"][head])
     return table
 
 
-def draw(result: dict, seeds: tuple[int, ...]) -> None:
-    """experiments/results/reward_heads.png: both heads' scores, length and entropy by version, a
-    thin line per seed.
-    """
-    labels = ("helpfulness", "safety", "tokens", "entropy")
-    figure, panels = draw_panels(len(labels), width=3)
-    for panel, label in zip(panels, labels, strict=True):
-        for head, color in (("default", "tab:blue"), ("logprobs", "tab:orange")):
-            names = [
-                name for name in VERSIONS if all(head in result[str(seed)][name] for seed in seeds)
-            ]
-            lines = [[result[str(seed)][name][head][label] for name in names] for seed in seeds]
-            for line in lines:
-                panel.plot(range(len(names)), line, color=color, alpha=0.35, linewidth=1)
-            panel.plot(
-                range(len(names)),
-                [sum(column) / len(column) for column in zip(*lines, strict=True)],
-                color=color,
-                linewidth=2.5,
-                marker="o",
-                label=head,
-            )
-        panel.set(title=label)
-        # those of logprobs
-        panel.set_xticks(range(len(names)), [name.removeprefix("rlhf-").upper() for name in names])
-        panel.grid(alpha=0.3)
-    panels[0].legend()
-    figure.savefig(RESULTS / "reward_heads.png", dpi=110)
+# ---- over seeds ----
 
 
 def claims(result: dict, seeds: list[str]) -> dict[str, list[float]]:
     """Win rates, one per seed, of what was run: the variant's over the default, PPO's over V4."""
     rows = {}
-    for axis in ("helpfulness", "safety"):
+    for axis in AXES:
         for version in VERSIONS:
-            found = [result[seed][version].get("win") for seed in seeds]
+            wins = [result[seed][version].get("win") for seed in seeds]
             name = f"{version}, logprobs against the default, {axis}"
-            rows[name] = [win[axis][0] for win in found if win]
-        for head in ("default", "logprobs"):
-            found = [result[seed]["ppo"].get(head) for seed in seeds]
+            rows[name] = [win[axis][0] for win in wins if win]
+        for head in HEADS:
+            wins = [result[seed]["ppo"].get(head) for seed in seeds]
             name = f"V4-PPO against V4, {head}, {axis}"
-            rows[name] = [win[axis][0] for win in found if win]
+            rows[name] = [win[axis][0] for win in wins if win]
     return {name: rates for name, rates in rows.items() if rates}
+
+
+def _mean(result: dict, version: str, head: str, what: str) -> float:
+    """A number of a version, the mean over the seeds that have it."""
+    values = [one[version][head][what] for one in result.values() if head in one[version]]
+    return sum(values) / len(values)
+
+
+def versions_table(result: dict) -> Table:
+    """Both heads' numbers, version by version."""
+    first = next(iter(result.values()))
+    names = list(first["rlhf-v1"]["default"])
+    cells = []
+    for version in VERSIONS:
+        for head in HEADS:
+            if head in first[version]:
+                means = [_mean(result, version, head, what) for what in names]
+                line = [f"{named(version)}, {head}"]
+                cells.append(line + [f"{mean:.3f}" for mean in means])
+    columns = [""] + [name.replace("_", " ") for name in names]
+    caption = "Both heads in the rounds, on dev prompts at temperature 1, means over seeds."
+    small_print = "Entropy and log-probability in nats a token."
+    return Table(caption, columns, cells, small_print)
+
+
+def section(result: dict) -> Section:
+    """Win rates of the other head, and whether it only rewards likely text."""
+    rows = claims(result, list(result))
+    corrected = claimed(rows)
+    name = "rlhf-v4, logprobs against the default, helpfulness"
+    ppo = "V4-PPO against V4, logprobs, helpfulness"
+
+    def both(what: str) -> str:
+        """V4's number with the other head, and with the default one."""
+        other = _mean(result, "rlhf-v4", "logprobs", what)
+        return f"{other:.3f} against {_mean(result, 'rlhf-v4', 'default', what):.3f}"
+
+    return Section(
+        "Is a reward model that also reads log-probabilities better under RLHF?",
+        [
+            (
+                f"Perhaps: its V4 wins {plus_minus(corrected[name])} over the default's V4 in"
+                f" helpfulness, {in_seeds(rows[name], lambda rate: rate > 0.5)}, which is"
+                f" {verdict(corrected[name], 0.5)} once all comparisons are corrected for."
+            ),
+            claims_table(
+                "Win rates: above 0.5 the first one wins.",
+                rows,
+                "Logprobs: a head that also reads the answer's log-probabilities, not the paper's,"
+                " off by default (`reward.py --head logprobs`). The default is the paper's scalar"
+                " head on the last state.",
+            ),
+            versions_table(result),
+            Figure(
+                "Two heads of the helpfulness model in the rounds.",
+                file=results.RESULTS / "reward_heads.png",
+            ),
+            (
+                f"It does not just reward likely text. In V4 helpfulness is {both('helpfulness')}"
+                " for the default; SFT finds the answers about as likely"
+                f" ({both('log-probability under SFT')}), the policy's entropy is"
+                f" {both('entropy')}, an answer has {both('tokens')} tokens. PPO on that V4 wins"
+                f" {plus_minus(corrected[ppo])} over it and makes text likelier: the"
+                " log-probability under SFT goes to"
+                f" {_mean(result, 'rlhf-v4-ppo', 'logprobs', 'log-probability under SFT'):.3f}, the"
+                f" entropy to {_mean(result, 'rlhf-v4-ppo', 'logprobs', 'entropy'):.3f}."
+            ),
+        ],
+    )
+
+
+def draw(result: dict, file: Path) -> None:
+    """Both heads' scores, length and entropy by version, a thin line per seed."""
+    labels = ("helpfulness", "safety", "tokens", "entropy")
+    figure, panels = draw_panels(len(labels), width=3)
+    for panel, label in zip(panels, labels, strict=True):
+        for head, color in zip(HEADS, ("tab:blue", "tab:orange"), strict=True):
+            names = []
+            for name in VERSIONS:
+                if all(head in one[name] for one in result.values()):
+                    names.append(name)
+            x = range(len(names))
+            lines = [[one[name][head][label] for name in names] for one in result.values()]
+            for line in lines:
+                panel.plot(x, line, color=color, alpha=0.35, linewidth=1)
+            means = [sum(column) / len(column) for column in zip(*lines, strict=True)]
+            panel.plot(x, means, color=color, linewidth=2.5, marker="o", label=head)
+        panel.set(title=label)
+        panel.set_xticks(x, [named(name) for name in names])  # those of logprobs
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    save_picture(figure, file)
 
 
 def main() -> None:
     # 1. the chain with the other head
-    s = parse_settings(Settings, __doc__)
+    settings = parse_settings(Settings, __doc__)
     set_threads(1)
-    prompts = read_prompts(world.ensure() / f"prompts-{s.split}.jsonl")
-    load_result("reward_heads", s)  # refuses before hours of training, not after
-    side_by_side({f"seed-{seed}-logprobs": commands(s, seed) for seed in s.seeds}, s.out, s.at_once)
+    jobs = {}
+    for seed in results.missing_seeds("reward_heads", settings):
+        jobs[f"seed-{seed}-logprobs"] = commands(settings, seed)
+    side_by_side(jobs, settings.out, settings.at_once)
 
     # 2. version by version
-    for seed in s.seeds:
-        save_result(
-            "reward_heads",
-            load_result("reward_heads", s) | {str(seed): measure(s, seed, prompts)},
-            s,
-        )
-    result = load_result("reward_heads", s)
-    draw(result, s.seeds)
-    for version in VERSIONS:
-        print(version)
-        for head in ("default", "logprobs"):
-            found = [
-                result[str(seed)][version] for seed in s.seeds if head in result[str(seed)][version]
-            ]
-            print(
-                f"    {head:<10}",
-                ", ".join(
-                    f"{name} {sum(row[head][name] for row in found) / len(found):.3f}"
-                    for name in (found[0][head] if found else ())
-                ),
-            )
-    print_claims("Win rates", claims(result, [str(seed) for seed in s.seeds]))
+    def measure_seed(seed: int) -> dict:
+        return measure(settings, seed)
+
+    of_seeds = results.measure_seeds("reward_heads", settings, measure_seed)
+
+    # 3. over seeds
+    results.finish("reward_heads", of_seeds, settings, section, draw)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,29 @@
-"""Accuracy of the first reward models by rating (Table 8), on many fresh pairs from the test
-prompts.
+"""How often are the first reward models right? Accuracy by rating (Table 8), on many fresh pairs
+from the test prompts.
 
-    python experiments/table08_accuracy_by_rating.py --seeds 1,2,3      after experiments/seeds.py
+    python -m experiments.table08_accuracy_by_rating --seeds 1,2,3      after experiments.seeds
 
 As in the paper each model judges the pairs of both axes. Beside it the annotator's own accuracy
 without its noise, which is the ceiling, and what the safety model's score is used for: recall of
-unsafe answers, good answers lost to the gate. Writes experiments/results/table08.json: per seed
-accuracies and shares, each with its interval over items, and the number of pairs of each rating.
-What is printed are means over seeds, ± half of the 95 % interval over seeds.
+unsafe answers, good answers lost to the gate. Keeps OUT/results/table08-SEED.json: accuracies and
+shares, each with its interval over items, and the number of pairs of each rating. Shown are means
+over seeds, ± half of the 95 % interval over seeds.
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from experiments.common import (
+from experiments.shared import results
+from experiments.shared.over_seeds import over_seeds, percent, percent_table
+from experiments.shared.reward_models import (
     accuracy,
     annotators_own,
     fresh_pairs,
-    over_seeds,
-    print_percent,
     safety_measures,
-    save_result,
     score_lists,
 )
+from report import Section
 from reward import AXES, load_reward_model
 from runtime import parse_settings, run, set_threads
 
@@ -34,7 +31,7 @@ from runtime import parse_settings, run, set_threads
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis
 
 
@@ -43,49 +40,71 @@ def measure(root: Path, seed: int, repeats: int) -> dict:
     numbers of pairs.
     """
     pairs = {axis: fresh_pairs(root, seed, axis, repeats) for axis in AXES}
-    scores = {
-        axis: {
-            other: score_lists(
-                *load_reward_model(root / str(seed) / f"reward-{axis}"), pairs[other]
-            )
-            for other in AXES
-        }
-        for axis in AXES
-    }
-    table = {
-        f"{axis} model": {other: accuracy(scores[axis][other], pairs[other]) for other in AXES}
-        for axis in AXES
-    }
-    table["annotator without noise"] = {
-        axis: accuracy(annotators_own(pairs[axis], axis), pairs[axis]) for axis in AXES
-    }
+    table = {}
+    scores = {}
+    for axis in AXES:
+        model, tokenizer = load_reward_model(root / str(seed) / f"reward-{axis}")
+        scores[axis] = {}
+        table[f"{axis} model"] = {}
+        for other in AXES:
+            scores[axis][other] = score_lists(model, tokenizer, pairs[other])
+            table[f"{axis} model"][other] = accuracy(scores[axis][other], pairs[other])
+    ceiling = {}
+    for axis in AXES:
+        ceiling[axis] = accuracy(annotators_own(pairs[axis], axis), pairs[axis])
+    table["annotator without noise"] = ceiling
     return {
         "accuracy": table,
         "safety score": safety_measures(scores["safety"], pairs),
-        "pairs": {axis: Counter(row["rating"] for row in pairs[axis]) for axis in AXES},
+        "pairs": {axis: Counter(pair.rating for pair in pairs[axis]) for axis in AXES},
     }
 
 
-def main() -> None:
-    s, result = parse_settings(Settings, __doc__), {}
-    set_threads(1)
-    for seed in s.seeds:
-        result[str(seed)] = measure(s.out, seed, s.repeats)
-        save_result("table08", result, s)
-    found = [result[str(seed)] for seed in s.seeds]
+def section(result: dict) -> Section:
+    """Accuracies by rating, and what the safety score is used for."""
+    of_seeds = list(result.values())
+
+    def accuracies(model: str, axis: str) -> dict:
+        return over_seeds([one["accuracy"][model][axis] for one in of_seeds])
+
+    helpful = accuracies("helpfulness model", "helpfulness")
+    safe = accuracies("safety model", "safety")
+    blocks = [
+        f"They are right in {percent(helpful['significantly_better'])} % of the significantly"
+        f" better helpfulness pairs and {percent(safe['significantly_better'])} % of the safety"
+        f" pairs; of the negligibly better ones in {percent(helpful['negligibly_better'])} and"
+        f" {percent(safe['negligibly_better'])} %, where the annotator itself is hardly surer."
+    ]
     for axis in AXES[::-1]:
-        count = sum(sum(one["pairs"][axis].values()) for one in found)
-        print_percent(
-            f"Accuracy on {count:,} {axis} pairs of test prompts, {len(s.seeds)} seeds",
-            {
-                name: over_seeds([one["accuracy"][name][axis] for one in found])
-                for name in ("safety model", "helpfulness model", "annotator without noise")
-            },
-        )
-    print_percent(
-        "The safety model's score",
-        {"share of answers": over_seeds([one["safety score"] for one in found])},
+        count = sum(sum(one["pairs"][axis].values()) for one in of_seeds)
+        rows = {}
+        for model in ("safety model", "helpfulness model", "annotator without noise"):
+            rows[model] = accuracies(model, axis)
+        caption = f"Accuracy on {count:,} {axis} pairs of test prompts, in percent."
+        ceiling = "The annotator without its noise is about what a perfect model would reach."
+        blocks.append(percent_table(caption, rows, ceiling))
+    shares = over_seeds([one["safety score"] for one in of_seeds])
+    blocks.append(
+        percent_table("The safety model's score.", {"share of answers in percent": shares})
     )
+    blocks.append(
+        "Recall is the share of unsafe answers whose safety is called lower than the number, 0.5 or"
+        " the gate's 0.15. Good answers under the gate are harmless, good ones that would be judged"
+        " by their safety by mistake. ± is half of the 95 % interval over"
+        f" {len(of_seeds)} seeds, each alone."
+    )
+    return Section("How often are the first reward models right? (Table 8)", blocks)
+
+
+def main() -> None:
+    settings = parse_settings(Settings, __doc__)
+    set_threads(1)
+
+    def measure_seed(seed: int) -> dict:
+        return measure(settings.out, seed, settings.repeats)
+
+    of_seeds = results.measure_seeds("table08", settings, measure_seed)
+    results.finish("table08", of_seeds, settings, section)
 
 
 if __name__ == "__main__":

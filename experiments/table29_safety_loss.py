@@ -1,79 +1,96 @@
-"""What the auxiliary safety loss does (A.3.4, Table 29): the safety model with and without it.
+"""What does the auxiliary safety loss do (A.3.4, Table 29)? The safety model with and without it.
 
-    python experiments/table29_safety_loss.py --seeds 1,2,3      after experiments/seeds.py
+    python -m experiments.table29_safety_loss --seeds 1,2,3      after experiments.seeds
 
-Both are trained on the seed's own pairs and judge the same fresh pairs of test prompts. Writes
-experiments/results/table29.json: per seed accuracy in the three safety bins (the fourth, unsafe
-chosen before safe, is left out of the data), recall of unsafe answers at .5 and at the gate's .15,
-safe answers under .5, good answers to harmless prompts under the gate; and table29.png, the scores
-of safe and of unsafe answers.
+Both are trained on the seed's own pairs and judge the same fresh pairs of test prompts. Keeps
+OUT/results/table29-SEED.json: accuracy in the three safety bins (the fourth, unsafe chosen before
+safe, is left out of the data), recall of unsafe answers at .5 and at the gate's .15, safe answers
+under .5, good answers to harmless prompts under the gate, and histograms of the scores of safe and
+of unsafe answers.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import eval as measures
-from experiments.common import (
-    RESULTS,
+from data import Pair
+from experiments.shared import results
+from experiments.shared.over_seeds import (
+    count_significant,
     differences_over_seeds,
-    draw_panels,
-    fresh_pairs,
-    load_result,
     over_seeds,
-    print_percent,
+    percent,
+    percent_table,
+)
+from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.reward_models import (
+    clusters_of,
+    fresh_pairs,
     safety_measures,
-    save_result,
     score_lists,
     train,
     training_pairs,
 )
+from report import Figure, Section
 from reward import AXES
 from runtime import parse_settings, run, set_threads
 
 WEIGHTS = {"baseline": 0.0, "with the auxiliary loss": 1.0}
+TITLES = {"baseline": "without", "with the auxiliary loss": "with it"}
+SAFETY_BINS = ("average", "safe / unsafe", "both safe", "both unsafe")
+BINS = 20  # of the histograms
 
 
 @dataclass
 class Settings:
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
-    out: Path = Path("out/seeds")  # as in experiments/seeds.py
+    out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis
     max_pairs: int = 0  # train on so many pairs only; 0: all
 
 
-def safety_bin(row: dict) -> str:
+def safety_bin(pair: Pair) -> str:
     """The bin of Table 29 that a pair is in; which answers are safe is what the annotator said."""
-    if row["chosen_is_safe"] != row["rejected_is_safe"]:
+    if pair.chosen_is_safe != pair.rejected_is_safe:
         return "safe / unsafe"
-    return "both safe" if row["chosen_is_safe"] else "both unsafe"
+    return "both safe" if pair.chosen_is_safe else "both unsafe"
 
 
-def measure(
-    root: Path, seed: int, weight: float, rows: list[dict], tests: dict[str, list[dict]]
+def measure_weight(
+    root: Path, seed: int, weight: float, pairs: list[Pair], tests: dict[str, list[Pair]]
 ) -> dict:
     """A safety model trained with this weight of the auxiliary loss: accuracy by safety bin,
     shares, histograms of scores.
     """
-    model, tokenizer = train(root, seed, "safety", rows, auxiliary_weight=weight)
+    model, tokenizer = train(root, seed, "safety", pairs, auxiliary_weight=weight)
     scores = {axis: score_lists(model, tokenizer, tests[axis]) for axis in AXES}
-    pairs = tests["safety"]
-    by_bin = measures.accuracy_intervals(
-        *scores["safety"], list(map(safety_bin, pairs)), list(map(measures.cluster, pairs))
-    )
-    places = {True: [0] * 20, False: [0] * 20}
-    for side, values in zip(("chosen", "rejected"), scores["safety"], strict=True):
-        for row, score in zip(pairs, values, strict=True):
-            places[row[f"{side}_is_safe"]][min(19, int(20 * measures.sigmoid(score)))] += 1
+    bins = [safety_bin(pair) for pair in tests["safety"]]
+    clusters = clusters_of(tests["safety"])
+    by_bin = measures.accuracy_intervals(*scores["safety"], bins, clusters)
+    safe = [0] * BINS
+    unsafe = [0] * BINS
+    chosen, rejected = scores["safety"]
+    labels = [pair.chosen_is_safe for pair in tests["safety"]]
+    labels += [pair.rejected_is_safe for pair in tests["safety"]]
+    for is_safe, score in zip(labels, chosen + rejected, strict=True):
+        counts = safe if is_safe else unsafe
+        counts[min(BINS - 1, int(BINS * measures.sigmoid(score)))] += 1
     return {
-        "accuracy": {
-            name: by_bin[name] for name in ("average", "safe / unsafe", "both safe", "both unsafe")
-        },
+        "accuracy": {name: by_bin[name] for name in SAFETY_BINS},
         "shares": safety_measures(scores, tests),
-        "histogram": {"safe": places[True], "unsafe": places[False]},
+        "histogram": {"safe": safe, "unsafe": unsafe},
     }
+
+
+def measure(settings: Settings, seed: int) -> dict:
+    """One seed: both weights, and the number of test pairs."""
+    pairs = training_pairs(settings.out, seed, "safety")
+    pairs = pairs[: settings.max_pairs or None]
+    tests = {axis: fresh_pairs(settings.out, seed, axis, settings.repeats) for axis in AXES}
+    table = {}
+    for name, weight in WEIGHTS.items():
+        table[name] = measure_weight(settings.out, seed, weight, pairs, tests)
+    return table | {"pairs": len(tests["safety"])}
 
 
 def mean_shares(histograms: list[list[int]]) -> list[float]:
@@ -86,68 +103,93 @@ def mean_shares(histograms: list[list[int]]) -> list[float]:
     return [sum(column) / len(histograms) for column in zip(*shares, strict=True)]
 
 
-def changes(found: list[dict]) -> dict[str, dict[str, measures.Interval]]:
+def changes(of_seeds: list[dict]) -> dict[str, dict[str, measures.Interval]]:
     """{"accuracy", "shares": {name: with the loss - without, paired by seed}}.
 
     All of both tables are read side by side: their intervals over seeds hold together.
     """
     first, second = WEIGHTS
     kinds = ("accuracy", "shares")
-    looked_at = sum(len(found[0][first][kind]) for kind in kinds)
+    looked_at = sum(len(of_seeds[0][first][kind]) for kind in kinds)
     table = {}
     for kind in kinds:
-        before = [one[first][kind] for one in found]
-        after = [one[second][kind] for one in found]
+        before = [one[first][kind] for one in of_seeds]
+        after = [one[second][kind] for one in of_seeds]
         table[kind] = differences_over_seeds(after, before, looked_at)
     return table
 
 
-def draw(found: list[dict]) -> None:
-    """experiments/results/table29.png: scores of safe and unsafe answers, mean over seeds."""
+def section(result: dict) -> Section:
+    """Accuracies and shares with and without the loss."""
+    of_seeds = list(result.values())
+    differences = changes(of_seeds)
+    everything = differences["accuracy"] | differences["shares"]
+    tables = {}
+    for kind in differences:
+        tables[kind] = {}
+        for name, title in TITLES.items():
+            tables[kind][title] = over_seeds([one[name][kind] for one in of_seeds])
+    accuracy = tables["accuracy"]
+    shares = tables["shares"]
+    blocks = [
+        "It puts the safety score's zero where it belongs and leaves accuracy as it is: without it"
+        f" {percent(shares['without']['safe under .5'])} % of the safe answers are called unsafe,"
+        f" with it {percent(shares['with it']['safe under .5'])}; accuracy is"
+        f" {percent(accuracy['without']['average'])} and"
+        f" {percent(accuracy['with it']['average'])} %."
+    ]
+    captions = {
+        "accuracy": (
+            f"Accuracy of the safety model on {sum(one['pairs'] for one in of_seeds):,} pairs, in"
+            " percent, by which of the two answers are safe."
+        ),
+        "shares": "What the score is used for: shares of answers in percent.",
+    }
+    small_print = (
+        f"± is half of the 95 % interval over {len(of_seeds)} seeds; those of the differences,"
+        f" paired by seed, hold for all {len(everything)} of both tables together."
+    )
+    for kind, caption in captions.items():
+        rows = tables[kind] | {"difference": differences[kind]}
+        blocks.append(percent_table(caption, rows, small_print))
+    blocks += [
+        Figure(
+            "Scores of safe and of unsafe answers, without the loss and with it.",
+            file=results.RESULTS / "table29.png",
+        ),
+        (
+            "In each seed the zero moves to its place, but significant are"
+            f" {count_significant(everything)} differences: without the loss the seeds scatter so"
+            " much, since the ranking loss fixes differences of scores and leaves their zero to"
+            " chance. The rounds need that zero, for the gate reads the score as a probability."
+        ),
+    ]
+    return Section("What does the auxiliary safety loss do? (A.3.4, Table 29)", blocks)
+
+
+def draw(result: dict, file: Path) -> None:
+    """Scores of safe and unsafe answers, mean over seeds."""
     figure, panels = draw_panels(len(WEIGHTS))
+    centres = [(k + 0.5) / BINS for k in range(BINS)]
     for panel, name in zip(panels, WEIGHTS, strict=True):
         for kind, color in (("safe", "tab:green"), ("unsafe", "tab:red")):
-            shares = mean_shares([one[name]["histogram"][kind] for one in found])
-            panel.bar(
-                [(k + 0.5) / 20 for k in range(20)],
-                shares,
-                0.045,
-                color=color,
-                alpha=0.5,
-                label=kind,
-            )
+            shares = mean_shares([one[name]["histogram"][kind] for one in result.values()])
+            panel.bar(centres, shares, 0.045, color=color, alpha=0.5, label=kind)
         panel.axvline(0.15, color="black", linestyle=":", label="gate")
         panel.set(title=name, xlabel="sigmoid(safety score)", ylabel="% of the answers of a kind")
         panel.legend()
-    figure.savefig(RESULTS / "table29.png", dpi=110)
+    save_picture(figure, file)
 
 
 def main() -> None:
-    s = parse_settings(Settings, __doc__)
-    result = load_result("table29", s)
+    settings = parse_settings(Settings, __doc__)
     set_threads(1)
-    for seed in s.seeds:
-        rows = training_pairs(s.out, seed, "safety")[: s.max_pairs or None]
-        tests = {axis: fresh_pairs(s.out, seed, axis, s.repeats) for axis in AXES}
-        result[str(seed)] = {
-            name: measure(s.out, seed, weight, rows, tests) for name, weight in WEIGHTS.items()
-        }
-        result[str(seed)]["pairs"] = len(tests["safety"])
-        save_result("table29", result, s)
-    found = [result[str(seed)] for seed in s.seeds]
-    draw(found)
-    gains = changes(found)
-    looked_at = sum(map(len, gains.values()))
-    for kind, title in (
-        ("accuracy", f"Safety model, accuracy on {sum(one['pairs'] for one in found):,} pairs"),
-        ("shares", "Shares of answers"),
-    ):
-        tables = {name: [one[name][kind] for one in found] for name in WEIGHTS}
-        print_percent(
-            f"{title}, {len(found)} seeds",
-            {name: over_seeds(table) for name, table in tables.items()}
-            | {f"difference, paired by seed, for all {looked_at}": gains[kind]},
-        )
+
+    def measure_seed(seed: int) -> dict:
+        return measure(settings, seed)
+
+    of_seeds = results.measure_seeds("table29", settings, measure_seed)
+    results.finish("table29", of_seeds, settings, section, draw)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ from runtime.checkpoint import (
 from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
 from runtime.metrics import Metrics
 from runtime.sampling import (
+    as_answer,
+    as_numbers,
     cached_answers,
     encode_prompts,
     in_batches,
     kept_rows,
     made_by,
     sample_answers,
+    sample_planned,
     unusable,
 )
 from runtime.settings import StageSettings, check_positive, parse_settings, run
@@ -39,6 +42,9 @@ from runtime.stage import (
 from runtime.weights import export_hf, load_model, save_model
 
 __all__ = [
+    "as_answer",
+    "as_numbers",
+    "sample_planned",
     "Stage",
     "StageSettings",
     "Metrics",

@@ -6,40 +6,46 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from data import InputError, Tokenizer, batches_by_length, encode_prompt, has_tag
-from model import Transformer, generate
+from data import Answer, InputError, Prompt, Tokenizer, batches_by_length, encode_prompt, has_tag
+from model import Generation, Transformer, generate
 from runtime.checkpoint import append_rows, resume_rows
 from runtime.stage import fingerprint
 from runtime.weights import load_model
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[dict], max_seq_len: int) -> list[list[int]]:
-    """Prompts as ids. InputError naming file and line for a tag in its content, or one that leaves
-    no room to answer.
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: list[Prompt], max_seq_len: int
+) -> list[list[int]]:
+    """Prompts as ids.
+
+    Raises:
+        InputError: a tag in a prompt's content, or a prompt that leaves no room for an answer;
+            names file and line.
     """
     encoded = []
     for prompt in prompts:
         try:
-            encoded.append(encode_prompt(tokenizer, prompt["prompt"]))
-            if len(encoded[-1]) >= max_seq_len:
+            ids = encode_prompt(tokenizer, prompt.messages)
+            if len(ids) >= max_seq_len:
                 raise InputError(
-                    f"the prompt has {len(encoded[-1])} tokens, the model's context only"
-                    f" {max_seq_len}"
+                    f"the prompt has {len(ids)} tokens, the model's context only {max_seq_len}"
                 )
         except InputError as error:
-            raise InputError(f"{prompt.get('where', 'prompt')}: {error}") from None
+            raise InputError(f"{prompt.where or 'prompt'}: {error}") from None
+        encoded.append(ids)
     return encoded
 
 
 def sample_answers(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: list[dict],
+    prompts: list[Prompt],
     *,
     key: tuple,
     samples: int = 1,
@@ -49,93 +55,174 @@ def sample_answers(
     batch_rows: int = 160,
     path: Path | None = None,
     desc: str = "sample",
-    finish: Callable[[list[dict]], object] | None = None,
-) -> list[dict]:
-    """Sample answers to each prompt ({"prompt": messages, ...}); all samples of a prompt share its
-    prefill.
+    finish: Callable[[list[Answer]], list[Answer]] | None = None,
+) -> list[Answer]:
+    """Sample answers to each prompt; all samples of a prompt share its prefill.
 
     Args:
-        key: what the randomness is keyed by, such as (seed, "rlhf-v1"); prompt and sample number
+        key: what the randomness is keyed by, such as (seed, "rlhf-v1"). Prompt and sample number
             are added to it.
         temperature: one, or one for each of a prompt's samples.
         path: JSONL to which each batch is written when it is done. What is there already is not
-            sampled again, a batch that a kill left unfinished is redone whole.
-        finish: called with the rows of each batch before they are written, to add fields to them,
-            such as scores.
+            sampled again; a batch that a kill left unfinished is redone whole.
+        finish: called with the answers of each batch before they are written: makes those with
+            more known, such as scores.
 
     Returns:
-        rows {"index", "sample", "answer", "answer_ids", "logprob", "temperature", "finish_reason",
-        "has_tag"}, by prompt and sample. `logprob` is the answer's summed log-probability under the
-        model itself, in nats.
+        answers by prompt and sample.
     """
     temperatures = temperature if isinstance(temperature, list) else [temperature] * samples
-    key = tuple(part if isinstance(part, int) else zlib.crc32(str(part).encode()) for part in key)
     encoded = encode_prompts(tokenizer, prompts, model.args.max_seq_len)
-    lengths = [len(ids) for ids in encoded]
-    per_batch = max(1, batch_rows // samples)
-    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
-    plan = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
-    rows = resume_rows(path, [len(batch) * samples for batch in plan]) if path else []
-    planned, there = [(i, k) for batch in plan for i in batch for k in range(samples)], [
-        row_number(row) for row in rows
-    ]
-    # cut by hand, or two runs wrote at once
-    if there != planned[: len(there)] and sorted(there) != sorted(planned):
-        path.unlink()
-        rows = []
-    done = len(rows)
+    plan = _plan_batches(encoded, samples, batch_rows)
+    answers = _resume(path, plan) if path else []
+    done = len(answers)
     for batch in tqdm(plan, desc=desc, mininterval=1, disable=None, leave=False):
-        if done >= len(batch) * samples:
-            done -= len(batch) * samples
+        if done >= len(batch):
+            done -= len(batch)
             continue
-        fresh = {}
-        for value in dict.fromkeys(temperatures):  # one call of generate per temperature
-            wanted = [(i, k) for i in batch for k in range(samples) if temperatures[k] == value]
-            found = generate(
-                model,
-                [encoded[i] for i, _ in wanted],
-                [(*key, i, k) for i, k in wanted],
-                max_new_tokens,
-                value,
-                top_p,
-                eos_id=tokenizer.eos_id,
-            )
-            for (i, k), answer in zip(wanted, found, strict=True):
-                text = tokenizer.decode(answer.ids).strip()
-                fresh[i, k] = {
-                    "index": i,
-                    "sample": k,
-                    "answer": text,
-                    "answer_ids": answer.ids,
-                    "logprob": sum(answer.logprobs),
-                    "temperature": value,
-                    "finish_reason": answer.finish_reason,
-                    "has_tag": has_tag(text),
-                }
-        fresh = [fresh[i, k] for i in batch for k in range(samples)]
+        fresh = _sample_batch(
+            model, tokenizer, encoded, batch, as_numbers(key), temperatures, top_p, max_new_tokens
+        )
         if finish:
-            finish(fresh)
+            fresh = finish(fresh)
         if path:
-            append_rows(path, fresh)
-        rows += fresh
-    return sorted(rows, key=lambda row: (row["index"], row["sample"]))
+            append_rows(path, [answer.to_json() for answer in fresh])
+        answers += fresh
+    return sorted(answers, key=place)
+
+
+def as_numbers(key: tuple) -> tuple[int, ...]:
+    """The key of the randomness; a word counts as its checksum."""
+    return tuple(part if isinstance(part, int) else zlib.crc32(str(part).encode()) for part in key)
+
+
+def _plan_batches(
+    encoded: list[list[int]], samples: int, batch_rows: int
+) -> list[list[tuple[int, int]]]:
+    """Batches of (prompt, sample): prompts of like length together, all samples of one in a batch.
+    """
+    per_batch = max(1, batch_rows // samples)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    plan = []
+    for start in range(0, len(order), per_batch):
+        batch = []
+        for i in order[start : start + per_batch]:
+            batch += [(i, k) for k in range(samples)]
+        plan.append(batch)
+    return plan
+
+
+def _resume(path: Path, plan: list[list[tuple[int, int]]]) -> list[Answer]:
+    """The answers of whole batches that a killed run has written."""
+    rows = resume_rows(path, [len(batch) for batch in plan])
+    planned = []
+    for batch in plan:
+        planned += batch
+    written = [row_number(row) for row in rows]
+    if written != planned[: len(written)] and sorted(written) != sorted(planned):
+        path.unlink()  # it was cut by hand, or two runs wrote at once
+        return []
+    return [Answer.from_json(row) for row in rows]
+
+
+def _sample_batch(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    encoded: list[list[int]],
+    batch: list[tuple[int, int]],
+    key: tuple[int, ...],
+    temperatures: list[float],
+    top_p: float,
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The answers of one batch, in its order."""
+    answers = {}
+    for temperature in dict.fromkeys(temperatures):
+        wanted = [(i, k) for i, k in batch if temperatures[k] == temperature]
+        generations = sample_planned(
+            model,
+            tokenizer,
+            [encoded[i] for i, _ in wanted],
+            [(*key, i, k) for i, k in wanted],
+            [list(range(len(wanted)))],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        for (i, k), generation in zip(wanted, generations, strict=True):
+            answers[i, k] = as_answer(tokenizer, generation, i, k, temperature)
+    return [answers[place] for place in batch]
+
+
+def sample_planned(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    encoded: list[list[int]],
+    keys: list[tuple[int, ...]],
+    plan: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> list[Generation]:
+    """The one sampler of rounds, evaluation and PPO: an answer to each encoded prompt.
+
+    Args:
+        encoded: prompts as ids. keys: of each one's random numbers.
+        plan: batches of their numbers; every number is in one of them.
+
+    Returns:
+        generations in the order of the prompts, with log-probabilities token by token.
+    """
+    generations = {}
+    for batch in plan:
+        sampled = generate(
+            model,
+            [encoded[i] for i in batch],
+            [keys[i] for i in batch],
+            max_new_tokens,
+            temperature,
+            top_p,
+            eos_id=tokenizer.eos_id,
+        )
+        generations.update(zip(batch, sampled, strict=True))
+    return [generations[i] for i in range(len(encoded))]
+
+
+def as_answer(
+    tokenizer: Tokenizer, generation: Generation, index: int, sample: int, temperature: float
+) -> Answer:
+    """What was generated, as an answer to prompt `index`."""
+    text = tokenizer.decode(generation.ids).strip()
+    return Answer(
+        index=index,
+        sample=sample,
+        text=text,
+        ids=generation.ids,
+        logprob=sum(generation.logprobs),
+        temperature=temperature,
+        finish_reason=generation.finish_reason,
+        has_tag=has_tag(text),
+    )
+
+
+def place(answer: Answer) -> tuple[int, int]:
+    """The prompt and the sample that an answer is."""
+    return answer.index, answer.sample
 
 
 def row_number(row: dict) -> tuple[int, int]:
-    """The prompt and the sample that a row answers; (-1, -1) where it does not say so."""
+    """`place` of a row from a file; (-1, -1) where it does not say so."""
     return row.get("index", -1), row.get("sample", -1)
 
 
-def unusable(row: dict) -> str:
+def unusable(answer: Answer) -> str:
     """Why a sampled answer is no example to learn from; empty where it is one. The same rule
-    wherever answers are chosen.
-
-    >>> unusable({"answer": "Yes.", "finish_reason": "length", "has_tag": False})  # it has no EOS
-    'cut at the length limit'
+    wherever answers are chosen. One that was cut has no EOS, and never gains one.
     """
-    if row["finish_reason"] != "eos":
+    if answer.finish_reason != "eos":
         return "cut at the length limit"
-    return "holds a tag or nothing" if row["has_tag"] or not row["answer"] else ""
+    return "holds a tag or nothing" if answer.has_tag or not answer.text else ""
 
 
 @torch.inference_mode()
@@ -154,9 +241,8 @@ def in_batches(forward, sequences: list[list[int]], batch_tokens: int = 16384) -
 
 def made_by(folder: Path, *settings) -> str:
     """A mark of who made something and how: the model's fingerprint and the settings."""
-    return hashlib.sha256(
-        json.dumps([fingerprint(folder), *settings], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    made = json.dumps([fingerprint(folder), *settings], sort_keys=True)
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 
 def kept_rows(path: Path, mark: str) -> list[dict]:
@@ -173,7 +259,7 @@ def kept_rows(path: Path, mark: str) -> list[dict]:
 
 def cached_answers(
     folder: Path,
-    prompts: list[dict],
+    prompts: list[Prompt],
     path: Path,
     *,
     system: str = "",
@@ -182,37 +268,43 @@ def cached_answers(
     max_new_tokens: int = 96,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> list[dict]:
+) -> list[Answer]:
     """Answers of the model in `folder`, kept in `path` and sampled once per model, prompts and
-    settings; by prompt and sample.
+    settings; by prompt and sample. Each says who made it, and with which tokenizer.
 
-    system: a system prompt for all. Each row also has "made_by" and the "tokenizer" of its ids.
+    Args:
+        system: a system prompt for all.
     """
     if system:
-        prompts = [
-            prompt | {"prompt": [{"role": "system", "content": system}, *prompt["prompt"]]}
-            for prompt in prompts
-        ]
-    mark = made_by(
-        folder, [prompt["prompt"] for prompt in prompts], samples, temperature, max_new_tokens, seed
+        prompts = [_under_system(prompt, system) for prompt in prompts]
+    asked = [prompt.messages for prompt in prompts]
+    mark = made_by(folder, asked, samples, temperature, max_new_tokens, seed)
+    answers = [Answer.from_json(row) for row in kept_rows(path, mark)]
+    wanted = [(i, k) for i in range(len(prompts)) for k in range(samples)]
+    if sorted(map(place, answers)) == wanted:
+        return sorted(answers, key=place)
+
+    model, tokenizer = load_model(folder, device)
+
+    def sign(batch: list[Answer]) -> list[Answer]:
+        signature = {"made_by": mark, "tokenizer": tokenizer.fingerprint}
+        return [replace(answer, **signature) for answer in batch]
+
+    return sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        key=(seed, "evaluation"),
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        path=path,
+        desc=path.stem,
+        finish=sign,
     )
-    rows = kept_rows(path, mark)
-    if sorted(map(row_number, rows)) != [
-        (i, k) for i in range(len(prompts)) for k in range(samples)
-    ]:
-        model, tokenizer = load_model(folder, device)
-        rows = sample_answers(
-            model,
-            tokenizer,
-            prompts,
-            key=(seed, "evaluation"),
-            samples=samples,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            path=path,
-            desc=path.stem,
-            finish=lambda batch: [
-                row.update(made_by=mark, tokenizer=tokenizer.fingerprint) for row in batch
-            ],
-        )
-    return sorted(rows, key=lambda row: (row["index"], row["sample"]))
+
+
+def _under_system(prompt: Prompt, system: str) -> Prompt:
+    """The prompt with a system message in front."""
+    message = {"role": "system", "content": system}
+    return replace(prompt, messages=[message, *prompt.messages])

@@ -38,9 +38,10 @@ def parse_settings(Settings, description, presets=None, argv=None):
     """An instance of the dataclass `Settings`, filled from the command line.
 
     Field `a_b` becomes `--a-b` (and `try_`, since `try` is no name in Python, `--try`), a bool
-    becomes `--a-b / --no-a-b`, a field without a default must be given. The help text is the
-    field's comment in the source; the default is shown. Types: int, float, str, Path, bool,
-    Literal, any of them `| None` (written `none`), and tuples of one kind (`0.6,0.8,1.0`).
+    becomes `--a-b / --no-a-b`. A field without a default stands without its name and must be given.
+    The help text is the field's comment in the source; the default is shown. Types: int, float,
+    str, Path, bool, Literal, any of them `| None` (written `none`), and tuples of one kind
+    (`0.6,0.8,1.0`).
 
     Args:
         presets: {"tiny": {field: value}, ...} for the field `preset`. What is given on the command
@@ -58,10 +59,13 @@ def parse_settings(Settings, description, presets=None, argv=None):
     comments = field_comments(Settings)
     kinds = typing.get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
-        option = "--" + field.name.rstrip("_").replace("_", "-")
         comment = comments.get(field.name, "")
         arguments = _option(field, kinds[field.name], comment, presets)
-        parser.add_argument(option, dest=field.name, **arguments)
+        if _default(field) is dataclasses.MISSING:
+            parser.add_argument(field.name, **arguments)
+        else:
+            option = "--" + field.name.rstrip("_").replace("_", "-")
+            parser.add_argument(option, dest=field.name, **arguments)
 
     given = vars(parser.parse_args(argv))
     chosen = given.get("preset", getattr(Settings, "preset", None))
@@ -82,12 +86,10 @@ def _presets_help(presets):
 def _option(field, kind, comment, presets):
     """The arguments of `add_argument` for a field."""
     default = _default(field)
-    required = default is dataclasses.MISSING
-    shown = "required" if required else f"default: {_as_typed(default)}"
+    shown = "" if default is dataclasses.MISSING else f"(default: {_as_typed(default)})"
     arguments = {
         "default": argparse.SUPPRESS,
-        "required": required,
-        "help": f"{comment} ({shown})".strip().replace("%", "%%"),
+        "help": f"{comment} {shown}".strip().replace("%", "%%"),
     }
     bare = _without_none(kind)
     if bare is bool:

@@ -191,7 +191,7 @@ def model_args(path: Path, values: dict) -> ModelArgs:
             raise InputError(f"{path}: {value!r} is no possible value for {name}")
     try:
         return ModelArgs(**values)
-    except InputError as problem:
+    except ValueError as problem:
         raise InputError(f"{path}: {problem}") from None
 
 

@@ -24,7 +24,7 @@ import rejection_sampling
 import reward
 import runtime
 import sft
-from data import Tokenizer, world
+from data import Dialog, Prompt, Tokenizer, world
 from model import ModelArgs, Transformer
 
 
@@ -61,23 +61,26 @@ def system(text: str) -> dict:
     return {"role": "system", "content": text}
 
 
-def toy_prompts(n: int, split: str = "train", seed: int = 0) -> list[dict]:
+def toy_prompts(n: int, split: str = "train", seed: int = 0) -> list[Prompt]:
     """So many of the toy world's prompts, a third of each kind."""
     shares = {"ordinary": n - 2 * (n // 3), "borderline": n // 3, "unsafe": n // 3}
     return world.prompts(split, shares, seed)
 
 
-def toy_dialogs(n: int, seed: int = 0) -> list[dict]:
+def toy_dialogs(n: int, seed: int = 0) -> list[Dialog]:
     """So many of the toy world's demonstrations."""
     rng = random.Random(seed)
     return [world.single(rng) for _ in range(n)]
 
 
 def write_lines(path: Path, rows: list) -> Path:
-    """A JSONL file; a row that is text already is written as it is."""
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    )
+    """A JSONL file of rows or records; a row that is text already is written as it is."""
+    lines = []
+    for row in rows:
+        if hasattr(row, "to_json"):
+            row = row.to_json()
+        lines.append(row if isinstance(row, str) else json.dumps(row))
+    path.write_text("".join(line + "\n" for line in lines))
     return path
 
 

@@ -42,7 +42,9 @@ TRANSLATE: dict[str, str] = {}
 RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
 SHOWN = 5  # so many differences of a run are printed, each of another file; the others are counted
 IGNORED = {"where", "path", "folder", "made_by", "settings", "inputs", "time"}  # paths, times
-GROWING = {"stage.json", "metrics.jsonl"}  # may have more keys in NEW, as may all files of eval/
+# may have more keys in NEW, as may all files of eval/
+GROWING = {"stage.json", "metrics.jsonl", "rollouts.jsonl"}
+ABSENT = {"is_safety": False}  # what a row means that lacks the key
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -79,7 +81,7 @@ PPO = (  # steps so large that a later iteration's model is kept, not the one at
 )
 GATT = "gatt.py --init OUT/rlhf-v1 --dialogs 12 --turns 2 --replay 10 --max-new-tokens 48"
 HH = "reward.py --init START/sft --data"
-JUDGES = "reward-helpfulness reward-safety"
+REWARD_MODELS = "reward-helpfulness reward-safety"
 
 
 def each(*commands: str, words: str) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ RUNS: dict[str, Run] = {
     "control": Run(
         ("rejection_sampling.py --rounds 5 --name rlhf-v5-no-ppo",),
         start="tiny",
-        copies=f"sft {JUDGES} rlhf-v1 rlhf-v2 rlhf-v3 rlhf-v4",
+        copies=f"sft {REWARD_MODELS} rlhf-v1 rlhf-v2 rlhf-v3 rlhf-v4",
     ),
     "small": Run((REWARD, f"{ROUND} --rounds 1-2"), start="sft", copies="sft"),
     **{
@@ -117,10 +119,10 @@ RUNS: dict[str, Run] = {
         for margin in ("none", "small", "large")
     },
     "pool-last": Run(
-        (f"{ROUND} --rounds 2 --pool last",), start="small", copies=f"sft {JUDGES} rlhf-v1"
+        (f"{ROUND} --rounds 2 --pool last",), start="small", copies=f"sft {REWARD_MODELS} rlhf-v1"
     ),
     "start-sft": Run(
-        (f"{ROUND} --rounds 2 --start sft",), start="small", copies=f"sft {JUDGES} rlhf-v1"
+        (f"{ROUND} --rounds 2 --start sft",), start="small", copies=f"sft {REWARD_MODELS} rlhf-v1"
     ),
     "init": Run(
         (
@@ -128,20 +130,20 @@ RUNS: dict[str, Run] = {
             f"{ROUND} --rounds 3 --init OUT/rlhf-v1",
         ),
         start="small",
-        copies=f"{JUDGES} rlhf-v1 rlhf-v2",
+        copies=f"{REWARD_MODELS} rlhf-v1 rlhf-v2",
     ),
     "ppo-value-policy": Run(
-        (f"{PPO} --value-init policy",), start="small", copies=f"sft {JUDGES} rlhf-v1"
+        (f"{PPO} --value-init policy",), start="small", copies=f"sft {REWARD_MODELS} rlhf-v1"
     ),
     "ppo-options": Run(
         (
             (
-                f"{PPO} --no-shift-mean --gamma 0.9 --lam 0.8 --beta 0.2 --clip 0.1 --value-warmup"
-                " 0 --batch 12 --mini-batch 5 --cut-reward -1 --learning-rate 1.5e-4"
+                f"{PPO} --gamma 0.9 --lam 0.8 --beta 0.2 --clip 0.1 --value-warmup 0"
+                " --batch 12 --mini-batch 5 --cut-reward -1 --learning-rate 1.5e-4"
             ),
         ),
         start="small",
-        copies=f"sft {JUDGES} rlhf-v1",
+        copies=f"sft {REWARD_MODELS} rlhf-v1",
     ),
     "bfloat16": Run(
         each(SFT, REWARD, f"{ROUND} --rounds 1", GATT, PPO, words="--dtype bfloat16"), start="sft"
@@ -160,7 +162,9 @@ RUNS: dict[str, Run] = {
         each(SFT, REWARD, f"{ROUND} --rounds 1", PPO, words="--micro-tokens 300"), start="sft"
     ),
     "gatt-reward": Run(
-        (f"{GATT} --check reward --context dialog",), start="small", copies=f"sft {JUDGES} rlhf-v1"
+        (f"{GATT} --check reward --context dialog",),
+        start="small",
+        copies=f"sft {REWARD_MODELS} rlhf-v1",
     ),
     "annotator-file": Run(
         each(REWARD, f"{ROUND} --rounds 1", PPO, words="--annotator file"),
@@ -171,7 +175,7 @@ RUNS: dict[str, Run] = {
     "annotator-none": Run(
         each(f"{ROUND} --rounds 1", PPO, words="--annotator none"),
         start="small",
-        copies=f"sft {JUDGES}",
+        copies=f"sft {REWARD_MODELS}",
     ),
     "head-logprobs": Run(
         (f"{REWARD} --head logprobs", f"{ROUND} --rounds 1", PPO),
@@ -249,11 +253,8 @@ def translate(command: str, table: dict[str, str]) -> str:
 def make_inputs(folder: Path, old: Path) -> str:
     """Write the input files, the same for both checkouts; returns their hash."""
     folder.mkdir(parents=True, exist_ok=True)
-    toy = old / "data" / "toy" / "prompts-train.jsonl"
-    if not toy.exists():
-        make = "from data import toy; toy.ensure()"
-        subprocess.run([sys.executable, "-c", make], cwd=old, env=environment(), check=True)
-    lines = toy.read_text().splitlines(keepends=True)
+    prompts = world_folder(old) / "prompts-train.jsonl"
+    lines = prompts.read_text().splitlines(keepends=True)
     (folder / "prompts.jsonl").write_text("".join(lines[:40]))
     write_gzip(folder / "hh.jsonl.gz", hh_sample())
     asset = assets(old) / "preferences" / "hh_rlhf_harmless_base_test.jsonl.gz"
@@ -263,6 +264,24 @@ def make_inputs(folder: Path, old: Path) -> str:
             write_gzip(folder / "hh-assets.jsonl.gz", list(itertools.islice(file, 200)))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return digest(*(f"{path.name} {digest(path.read_bytes())}" for path in files))
+
+
+def world_folder(checkout: Path) -> Path:
+    """The folder of a checkout's toy world, its files made if they are missing.
+
+    Older checkouts have the world in a module of another name, and its files elsewhere.
+    """
+    name = "toy" if (checkout / "data" / "toy.py").exists() else "world"
+    make = f"from data import {name}; print({name}.ensure())"
+    done = subprocess.run(
+        [sys.executable, "-c", make],
+        cwd=checkout,
+        env=environment(),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return Path(done.stdout.splitlines()[-1])
 
 
 def assets(old: Path) -> Path:
@@ -579,7 +598,16 @@ def compare_rows(
         report.rows += 1
         if one != two:
             place = f"{where} row {number}"
-            compare_values(report, place, json.loads(one), json.loads(two), growing)
+            compare_values(report, place, read_row(one), read_row(two), growing)
+
+
+def read_row(line: str) -> dict:
+    """A line of a JSONL file, with what it means where it says nothing.
+
+    >>> read_row('{"answer": "Two."}')
+    {'is_safety': False, 'answer': 'Two.'}
+    """
+    return ABSENT | json.loads(line)
 
 
 def is_ignored(key: str) -> bool:

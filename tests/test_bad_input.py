@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import eval as evaluation
-import model as llama
 import rejection_sampling
 import reward
 import runtime
 import sft
+from play import chat
 from tests.helpers import (
     TINY,
     Kill,
@@ -373,7 +373,7 @@ def test_broken_model(file, how, tmp_path, capfd):
                 folder,
             ),
         ),
-        (llama.main, (folder, "--prompt", "Hi")),
+        (chat.main, (folder, "--prompt", "Hi")),
     ]:
         line = error_of(capfd, main, *argv)
         assert file in line or file == "params.json" and how == "gone" and str(folder) in line

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import model as llama
 import ppo
 import rejection_sampling
 import reward
@@ -18,6 +17,7 @@ import runtime
 import sft
 from data import InputError, read_sft, world
 from model import PRESETS
+from play import chat
 from tests.helpers import (
     TINY,
     Kill,
@@ -47,6 +47,7 @@ def small_steps(monkeypatch):
     chain()  # with the usual ones
     for function, name, value in KWDEFAULTS:
         monkeypatch.setitem(function.__kwdefaults__, name, value)
+    monkeypatch.setattr(ppo, "SAVE_EVERY", 1)
 
 
 # ---- the whole chain ----
@@ -89,20 +90,10 @@ def test_chain_learns():
     assert "parameters" in printed["sft"] and "held-out loss" in printed["sft"]
 
 
-def test_model_chats_with_what_the_chain_made(capsys):
+def test_chat_with_what_the_chain_made():
     out, _ = chain()
-    llama.main(
-        [
-            str(out / "rlhf-v2"),
-            "--prompt",
-            "Hi! Name two birds.",
-            "--temperature",
-            "0",
-            "--device",
-            "cpu",
-        ]
-    )
-    assert capsys.readouterr().out.strip()
+    question = ("--prompt", "Hi! Name two birds.", "--temperature", 0, "--device", "cpu")
+    assert run_quietly(chat.main, out / "rlhf-v2", *question).strip()
 
 
 # ---- killed, and run again ----
@@ -113,7 +104,7 @@ def inputs() -> Path:
     """Small input files, made once."""
     folder = scratch() / "inputs"
     folder.mkdir()
-    write_lines(folder / "rows.jsonl", toy_dialogs(60))
+    write_lines(folder / "dialogs.jsonl", toy_dialogs(60))
     write_lines(folder / "prompts.jsonl", toy_prompts(30))
     return folder
 
@@ -121,67 +112,27 @@ def inputs() -> Path:
 def command(stage: str, out: Path) -> tuple:
     """(main, argv) of a small run of a stage into `out`, whose inputs are the chain's."""
     common = [*TINY, "--out", str(out)]
-    prompts = str(inputs() / "prompts.jsonl")
     if stage == "sft":
-        return sft.main, [*common, "--data", str(inputs() / "rows.jsonl"), "--dev-data", "none"]
-    needed = ["sft"] if stage == "reward" else ["sft", *(f"reward-{axis}" for axis in reward.AXES)]
+        return sft.main, [*common, "--data", str(inputs() / "dialogs.jsonl"), "--dev-data", "none"]
+    common += ["--prompts", str(inputs() / "prompts.jsonl")]
+    needed = ["sft"]
+    if stage != "reward":
+        needed += [f"reward-{axis}" for axis in reward.AXES]
     out.mkdir(parents=True, exist_ok=True)
     for name in needed:
         if not (out / name).exists():
             (out / name).symlink_to(chain()[0] / name)
-    if stage == "ppo":
-        return ppo.main, [
-            *common,
-            "--prompts",
-            prompts,
-            "--init",
-            str(chain()[0] / "rlhf-v2"),
-            "--iterations",
-            "12",
-            "--batch",
-            "8",
-            "--save-every",
-            "1",
-            "--evaluate-every",
-            "3",
-            "--max-new-tokens",
-            "12",
-            "--patience",
-            "9",
-        ]
     if stage == "reward":
-        return reward.main, [
-            *common,
-            "--prompts",
-            prompts,
-            "--helpfulness-pairs",
-            "18",
-            "--safety-pairs",
-            "12",
-            "--batch-tokens",
-            "300",
-        ]
-    return rejection_sampling.main, [
-        *common,
-        "--prompts",
-        prompts,
-        "--rounds",
-        "1-2",
-        "--max-prompts",
-        "10",
-        "--samples",
-        "2",
-        "--helpfulness-pairs",
-        "10",
-        "--safety-pairs",
-        "8",
-        "--epochs",
-        "1",
-        "--batch-tokens",
-        "150",
-        "--reward-batch-tokens",
-        "300",
-    ]
+        sizes = "--helpfulness-pairs 18 --safety-pairs 12 --batch-tokens 300"
+        return reward.main, [*common, *sizes.split()]
+    if stage == "ppo":
+        sizes = "--iterations 12 --batch 8 --evaluate-every 3 --max-new-tokens 12 --patience 9"
+        return ppo.main, [*common, "--init", str(chain()[0] / "rlhf-v2"), *sizes.split()]
+    sizes = (
+        "--rounds 1-2 --max-prompts 10 --samples 2 --helpfulness-pairs 10 --safety-pairs 8"
+        " --epochs 1 --batch-tokens 150 --reward-batch-tokens 300"
+    )
+    return rejection_sampling.main, [*common, *sizes.split()]
 
 
 MAKES = {
@@ -335,7 +286,7 @@ def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, m
             Killer(patch, 6)
             run_quietly(main, *argv)
     other = tmp_path / "OTHER"
-    source = inputs() / ("rows.jsonl" if stage == "sft" else "prompts.jsonl")
+    source = inputs() / ("dialogs.jsonl" if stage == "sft" else "prompts.jsonl")
     other.write_text(source.read_text().replace("Hi! ", ""))
     before = contents(out)
     with pytest.raises(InputError, match=f"was (made|begun) differently: .*{told}.*--fresh"):
@@ -390,4 +341,4 @@ def test_seeds_differ(tmp_path):
     assert not torch.equal(
         old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"]
     )
-    assert world.hashes() == json.loads((world.HERE / "toy_hashes.json").read_text())
+    assert world.hashes() == json.loads(world.HASHES.read_text())

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from data import (
+    Dialog,
     InputError,
+    Pair,
+    Prompt,
     Tokenizer,
     batches_by_length,
     encode_dialog,
@@ -23,14 +26,18 @@ from data import (
     read_sft,
     world,
     write_jsonl,
+    write_records,
 )
 from data.annotators import (
     ANNOTATORS,
+    Annotation,
+    Comparison,
     NotAnnotated,
     annotate_file,
     annotate_human,
     annotate_toy,
     blank_lines,
+    check_annotator,
     choice,
     put_back,
     read_annotations,
@@ -131,18 +138,16 @@ def test_sampled_ids():
     ids = tokenizer.encode(" Sure. It is red.")
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
 
-    def taken(found, text="Sure. It is red.", made_by=tokenizer.fingerprint):
-        return sampled_ids(tokenizer, {"ids": found, "tokenizer": made_by}, "ids", text)
+    def taken(sampled, text="Sure. It is red.", sampled_with=tokenizer.fingerprint):
+        return sampled_ids(tokenizer, sampled, sampled_with, text)
 
-    for found in (ids, [*ids, eos], [*ids[:2], bos, *ids[2:]]):
-        assert taken(found, "Sure. It is red. ") == found
+    for sampled in (ids, [*ids, eos], [*ids[:2], bos, *ids[2:]]):
+        assert taken(sampled, "Sure. It is red. ") == sampled
     assert taken(ids[:-1]) is None and taken([*ids, 99999]) is None
     assert taken([eos], "Sure.") is None and taken([eos], "") == [eos]
-    assert taken(ids, made_by="another") is None, "another tokenizer's ids mean nothing here"
-    assert (
-        sampled_ids(tokenizer, {"tokenizer": tokenizer.fingerprint}, "ids", "Sure. It is red.")
-        is None
-    )
+    for fingerprint in ("another", ""):
+        assert taken(ids, sampled_with=fingerprint) is None, "another tokenizer's ids mean nothing"
+    assert taken(None) is None
 
 
 def test_encode_dialog_of_the_real_tokenizer(assets):
@@ -359,7 +364,17 @@ def test_read_sft(tmp_path):
         {"messages": DIALOG[1:3], "train_on": "last", "is_safety": True, "answer_ids": [3], "x": 1},
     ]
     path = write_lines(tmp_path / "sft.jsonl", rows)
-    assert read_sft(path) == [row | {"where": f"{path}, line {n}"} for n, row in enumerate(rows, 1)]
+    assert read_sft(path) == [
+        Dialog(DIALOG, about={}, where=f"{path}, line 1"),
+        Dialog(
+            DIALOG[1:3],
+            train_on="last",
+            is_safety=True,
+            answer_ids=[3],
+            about={"x": 1},
+            where=f"{path}, line 2",
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -391,9 +406,13 @@ def test_read_prompts(tmp_path):
         "item": "3 cats",
         "kind": "unsafe",
     }
+    where = f"{tmp_path / 'a.jsonl'}, line 1"
     assert read_one(tmp_path, read_prompts, row) == [
-        row | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}
+        Prompt(DIALOG[:2], True, "list", "3 cats", "unsafe", where=where)
     ]
+    constrained = row | {"constraints": [{"kind": "word"}]}
+    [prompt] = read_one(tmp_path, read_prompts, constrained)
+    assert prompt.constraints == ({"kind": "word"},) and prompt.to_json() == constrained
     for change, told in [
         ({"kind": "odd"}, "field 'kind' is 'odd', wanted: ordinary, borderline, unsafe"),
         ({"is_safety": 1}, "field 'is_safety' is 1, wanted: bool"),
@@ -406,15 +425,15 @@ def test_read_prompts(tmp_path):
 
 
 def test_read_prompts_fills_in_is_safety(tmp_path):
-    """Every stage reads prompt["is_safety"]; the format says that only family, item and kind may be
+    """Every stage reads `prompt.is_safety`; the format says that only family, item and kind may be
     missing.
     """
     try:
-        [row] = read_one(tmp_path, read_prompts, {"prompt": DIALOG[:2]})
+        [prompt] = read_one(tmp_path, read_prompts, {"prompt": DIALOG[:2]})
     except InputError as error:
         assert "line 1: field 'is_safety' is missing" in str(error)
     else:
-        assert row["is_safety"] is False
+        assert prompt.is_safety is False
 
 
 def test_read_preferences(tmp_path):
@@ -428,10 +447,22 @@ def test_read_preferences(tmp_path):
         "rejected_ids": [2],
         "tokenizer": "abc",
     }
-    for good in (row, full):
-        assert read_one(tmp_path, read_preferences, good) == [
-            good | {"where": f"{tmp_path / 'a.jsonl'}, line 1"}
-        ]
+    where = f"{tmp_path / 'a.jsonl'}, line 1"
+    plain = Pair(Prompt(DIALOG[:2], where=where), "Yes.", "No.")
+    assert read_one(tmp_path, read_preferences, row) == [plain]
+    assert plain.where == where
+    known = Pair(
+        prompt=Prompt(DIALOG[:2], is_safety=True, where=where),
+        chosen="Yes.",
+        rejected="No.",
+        rating="better",
+        chosen_is_safe=True,
+        rejected_is_safe=False,
+        chosen_ids=[1],
+        rejected_ids=[2],
+        tokenizer="abc",
+    )
+    assert read_one(tmp_path, read_preferences, full) == [known]
     for change, told in [
         ({"rating": "best"}, "field 'rating' is 'best', wanted: significantly_better, better"),
         ({"chosen": " "}, "field 'chosen' is empty"),
@@ -447,6 +478,16 @@ def test_read_preferences(tmp_path):
     ]:
         with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
             read_one(tmp_path, read_preferences, full | change)
+
+
+def test_write_records(tmp_path):
+    """What was read is written again as it was, without file and line."""
+    prompt = {"prompt": DIALOG[:2], "is_safety": False, "family": "list", "item": "3 cats"}
+    pair = prompt | {"chosen": "Yes.", "rejected": "No.", "rating": "better", "extra": True}
+    dialog = {"messages": DIALOG, "train_on": "last", "is_safety": True, "reward": 0.5}
+    for reader, row in ((read_prompts, prompt), (read_preferences, pair), (read_sft, dialog)):
+        write_records(tmp_path / "b.jsonl", read_one(tmp_path, reader, row))
+        assert [written for _, written in read_jsonl(tmp_path / "b.jsonl")] == [row]
 
 
 # ---- batches ----
@@ -513,25 +554,27 @@ def test_pad():
 def test_annotate_toy():
     prompts = toy_prompts(60)
     rng = random.Random(1)
-    comparisons = [
-        p | {"answers": (world.write_answer(rng, p, "careful"), world.write_answer(rng, p, "bad"))}
-        for p in prompts
-    ]
+    comparisons = []
+    for prompt in prompts:
+        careful = world.write_answer(rng, prompt, "careful")
+        bad = world.write_answer(rng, prompt, "bad")
+        comparisons.append(Comparison(prompt, (careful, bad)))
     for axis, rule in (("helpfulness", world.helpfulness), ("safety", world.safety)):
-        found = annotate_toy(comparisons, axis, 0)
-        assert found == annotate_toy(comparisons, axis, 0) != annotate_toy(comparisons, axis, 1)
-        for comparison, one in zip(comparisons, found, strict=True):
-            a, b = (rule(comparison, answer) for answer in comparison["answers"])
-            assert one["safe"] == tuple(
-                world.safety(comparison, answer) >= 0.5 for answer in comparison["answers"]
+        annotations = annotate_toy(comparisons, axis, 0)
+        assert annotations == annotate_toy(comparisons, axis, 0)
+        assert annotations != annotate_toy(comparisons, axis, 1)
+        agrees = []
+        for comparison, annotation in zip(comparisons, annotations, strict=True):
+            prompt, (first, second) = comparison.prompt, comparison.answers
+            a, b = rule(prompt, first), rule(prompt, second)
+            assert annotation.safe == (
+                world.safety(prompt, first) >= 0.5,
+                world.safety(prompt, second) >= 0.5,
             )
             if abs(a - b) >= 0.6:  # ten times the noise
-                assert one["chosen"] == int(b > a) and one["rating"] in RATINGS[:2]
-        agrees = [
-            one["chosen"] == int(rule(c, c["answers"][1]) > rule(c, c["answers"][0]))
-            for c, one in zip(comparisons, found, strict=True)
-            if abs(rule(c, c["answers"][0]) - rule(c, c["answers"][1])) > 0.1
-        ]
+                assert annotation.chosen == int(b > a) and annotation.rating in RATINGS[:2]
+            if abs(a - b) > 0.1:
+                agrees.append(annotation.chosen == int(b > a))
         assert sum(agrees) > 0.8 * len(agrees) > 0
     assert set(ANNOTATORS) == {"toy", "human", "file"}
 
@@ -540,34 +583,38 @@ def test_annotate_toy_sees_order_alone():
     """The two answers exchanged: the same preference more often than not, and safety labels
     exchanged with them.
     """
-    prompts = [p for p in toy_prompts(90) if p["kind"] == "unsafe"]
+    prompts = [prompt for prompt in toy_prompts(90) if prompt.kind == "unsafe"]
     good = "I am sorry. " + world.words.REFUSALS[0]
     rng = random.Random(0)
-    pairs = [
-        (
-            good,
-            world.fill(
-                world.FAMILIES[p["family"]].full, world.FAMILIES[p["family"]].right(p["item"], rng)
-            ),
-        )
-        for p in prompts
-    ]
-    for swap in (1, -1):
-        comparisons = [
-            p | {"answers": pair[::swap]} for p, pair in zip(prompts, pairs, strict=True)
-        ]
-        for one in annotate_toy(comparisons, "safety", 3):
-            assert one["chosen"] == (0 if swap == 1 else 1) and one["safe"] == (True, False)[::swap]
+    good_first, good_last = [], []
+    for prompt in prompts:
+        family = world.FAMILIES[prompt.family]
+        obeys = world.fill(family.full, family.right(prompt.item, rng))
+        good_first.append(Comparison(prompt, (good, obeys)))
+        good_last.append(Comparison(prompt, (obeys, good)))
+    for annotation in annotate_toy(good_first, "safety", 3):
+        assert annotation.chosen == 0 and annotation.safe == (True, False)
+    for annotation in annotate_toy(good_last, "safety", 3):
+        assert annotation.chosen == 1 and annotation.safe == (False, True)
     assert prompts
+
+
+def test_check_annotator():
+    """Only the toy annotator has to know what a prompt is about."""
+    known, unknown = toy_prompts(3), Prompt([user("Hi")], where="a.jsonl, line 2")
+    check_annotator("toy", known)
+    check_annotator("human", [unknown])
+    with pytest.raises(InputError, match="a.jsonl, line 2: the toy annotator knows the toy world"):
+        check_annotator("toy", [*known, unknown])
+    with pytest.raises(InputError, match="a.jsonl, line 2: the toy annotator knows"):
+        annotate_toy([Comparison(unknown, ("a", "b"))], "safety", 0)
 
 
 def test_annotate_human(monkeypatch, capsys, tmp_path):
     """Whatever order the answers are shown in, what the person says holds for the answer that was
     shown.
     """
-    comparisons = [
-        {"prompt": [user("Hi")], "answers": ("good answer", "bad answer")} for _ in range(12)
-    ]
+    comparisons = [Comparison(Prompt([user("Hi")]), ("good answer", "bad answer"))] * 12
     shown = []
 
     def reply(question):
@@ -585,11 +632,11 @@ def test_annotate_human(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("builtins.input", reply)
     assert (
         annotate_human(comparisons, "safety", 0, tmp_path)
-        == [{"chosen": 0, "rating": RATINGS[1], "safe": (True, False)}] * 12
+        == [Annotation(chosen=0, rating=RATINGS[1], safe=(True, False))] * 12
     )
     assert (
         annotate_human(comparisons, "helpfulness", 0, tmp_path)
-        == [{"chosen": 0, "rating": RATINGS[1], "safe": None}] * 12
+        == [Annotation(chosen=0, rating=RATINGS[1], safe=None)] * 12
     )
     (tmp_path / "annotated-helpfulness.jsonl").unlink()
     orders = set()
@@ -612,9 +659,8 @@ def test_choice(monkeypatch, capsys):
     )
 
 
-PAIRS = [
-    {"prompt": [user(f"Question {i}?")], "answers": (f"first {i}", f"second {i}")}
-    for i in range(12)
+COMPARISONS = [
+    Comparison(Prompt([user(f"Question {i}?")]), (f"first {i}", f"second {i}")) for i in range(12)
 ]
 
 
@@ -647,13 +693,13 @@ def test_annotate_human_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr("builtins.input", reply)
     with pytest.raises(InputError, match="nobody answers .*goes on from here"):
-        annotate_human(PAIRS, "helpfulness", 0, tmp_path)
+        annotate_human(COMPARISONS, "helpfulness", 0, tmp_path)
     patience[0] = 100
-    found = annotate_human(PAIRS, "helpfulness", 0, tmp_path)
-    assert found == [{"chosen": 0, "rating": "better", "safe": None}] * 12
+    annotations = annotate_human(COMPARISONS, "helpfulness", 0, tmp_path)
+    assert annotations == [Annotation(chosen=0, rating="better", safe=None)] * 12
     assert len(asked) == 5 + 1 + 7 and "[6/12]" in asked[5] and "[6/12]" in asked[6]
     assert (
-        annotate_human(PAIRS, "helpfulness", 0, tmp_path) == found and len(asked) == 13
+        annotate_human(COMPARISONS, "helpfulness", 0, tmp_path) == annotations and len(asked) == 13
     ), "all is there: nobody is asked"
 
 
@@ -666,24 +712,20 @@ def test_annotate_file(tmp_path, name):
         NotAnnotated,
         match="12 pairs wait .*'better'.*'a_is_safe'.*annotated-safety.jsonl.* same command",
     ):
-        annotate_file(PAIRS, "safety", "0 v1", tmp_path)
+        annotate_file(COMPARISONS, "safety", "0 v1", tmp_path)
     written = [row for _, row in read_jsonl(tmp_path / "to_annotate-safety.jsonl")]
     firsts = [row["answer_a"].startswith("first") for row in written]
-    assert set(firsts) == {True, False} and written[0]["prompt"] == PAIRS[0]["prompt"]
+    assert set(firsts) == {True, False} and written[0]["prompt"] == COMPARISONS[0].prompt.messages
     assert all(
         row["better"] == row["rating"] == "" and row["a_is_safe"] is row["b_is_safe"] is None
         for row in written
     )
     with pytest.raises(NotAnnotated):
-        annotate_file(PAIRS, "safety", "0 v1", tmp_path)
+        annotate_file(COMPARISONS, "safety", "0 v1", tmp_path)
     for better, chosen in (("first", 0), ("second", 1)):
         write_jsonl(tmp_path / f"{name}-safety.jsonl", fill_in(written, better))
-        found = annotate_file(PAIRS, "safety", "0 v1", tmp_path)
-        assert (
-            found == [
-                {"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}
-            ] * 12
-        )
+        annotation = Annotation(chosen, "better", safe=(chosen == 0, chosen == 1))
+        assert annotate_file(COMPARISONS, "safety", "0 v1", tmp_path) == [annotation] * 12
     assert annotate_file([], "helpfulness", 0, tmp_path) == []
 
 
@@ -693,13 +735,13 @@ def test_blank_lines():
     """
     orders = {
         (axis, seed): [
-            row["answer_a"].startswith("first") for row in blank_lines(PAIRS, axis, seed)
+            row["answer_a"].startswith("first") for row in blank_lines(COMPARISONS, axis, seed)
         ]
         for axis in ("helpfulness", "safety")
         for seed in ("0 v1", "0 v2")
     }
     assert len(set(map(tuple, orders.values()))) == 4
-    assert "a_is_safe" not in blank_lines(PAIRS, "helpfulness", 0)[0]
+    assert "a_is_safe" not in blank_lines(COMPARISONS, "helpfulness", 0)[0]
 
 
 @pytest.mark.parametrize(
@@ -719,7 +761,7 @@ def test_blank_lines():
     ],
 )
 def test_read_annotations(tmp_path, change, told):
-    blank, path = blank_lines(PAIRS, "safety", 0), tmp_path / "annotated-safety.jsonl"
+    blank, path = blank_lines(COMPARISONS, "safety", 0), tmp_path / "annotated-safety.jsonl"
     rows = fill_in(blank)
     write_jsonl(path, rows)
     assert read_annotations(path, blank) == rows
@@ -731,7 +773,7 @@ def test_read_annotations(tmp_path, change, told):
 
 
 def test_read_annotations_of_another_length(tmp_path):
-    blank, path = blank_lines(PAIRS, "safety", 0), tmp_path / "annotated-safety.jsonl"
+    blank, path = blank_lines(COMPARISONS, "safety", 0), tmp_path / "annotated-safety.jsonl"
     write_jsonl(path, fill_in(blank))
     with pytest.raises(InputError, match="line 12: a line too many; wanted: 11 lines"):
         read_annotations(path, blank[:-1])
@@ -741,13 +783,11 @@ def test_read_annotations_of_another_length(tmp_path):
         InputError,
         match="annotated-safety.jsonl: 11 lines, wanted: the 12 of to_annotate-safety.jsonl",
     ):
-        annotate_file(PAIRS, "safety", 0, tmp_path)
+        annotate_file(COMPARISONS, "safety", 0, tmp_path)
 
 
 def test_put_back():
     for better, chosen in (("first", 0), ("second", 1)):
-        rows = fill_in(blank_lines(PAIRS, "safety", 7), better)
-        assert (
-            put_back(rows, "safety", 7)
-            == [{"chosen": chosen, "rating": "better", "safe": (chosen == 0, chosen == 1)}] * 12
-        )
+        filled = fill_in(blank_lines(COMPARISONS, "safety", 7), better)
+        annotation = Annotation(chosen, "better", safe=(chosen == 0, chosen == 1))
+        assert put_back(filled, "safety", 7) == [annotation] * 12

@@ -3,13 +3,16 @@
 import json
 import math
 import random
+import shutil
+from dataclasses import asdict, replace
 
 import pytest
 
 import eval as evaluation
-from data import InputError, read_prompts, world
+from data import Answer, InputError, Prompt, read_prompts, world
 from eval import (
     Interval,
+    Judgement,
     accuracy_intervals,
     at_temperature,
     axis_of,
@@ -23,10 +26,14 @@ from eval import (
     difference,
     evaluate,
     evaluate_on_dev,
+    find_models,
     harmless,
     interval,
     judge,
+    measure_families,
+    measure_versions,
     pair_calibration,
+    score_of,
     share_below,
     sigmoid,
     student_quantile,
@@ -36,7 +43,8 @@ from eval import (
     win_rate,
     wrongly_gated,
 )
-from runtime.report import number
+from report import number
+from runtime import sample_answers, save_model
 from tests.helpers import chain, run_quietly, tiny_model, toy_prompts, toy_tokenizer
 from tests.reference import intervals as reference
 
@@ -158,231 +166,228 @@ def test_win_rate():
 
 
 def test_axis_of():
-    assert [axis_of({"is_safety": flag}) for flag in (True, False)] == ["safety", "helpfulness"]
+    assert axis_of(Prompt([], is_safety=True)) == "safety"
+    assert axis_of(Prompt([], is_safety=False)) == "helpfulness"
+
+
+def test_score_of():
+    one = Judgement(0, helpfulness=0.9, safety=0.2)
+    assert score_of(Prompt([], is_safety=True), one) == 0.2
+    assert score_of(Prompt([], is_safety=False), one) == 0.9
+    assert score_of(Prompt([], is_safety=True), Judgement(0, helpfulness=0.9)) is None
 
 
 def test_cluster():
-    a, b = {"family": "list", "item": "3 cats"}, {"family": "poem", "item": "3 cats"}
-    assert cluster(a) == cluster(dict(a)) != cluster(b)
+    a = Prompt([], family="list", item="3 cats")
+    b = Prompt([], family="poem", item="3 cats")
+    assert cluster(a) == cluster(replace(a)) != cluster(b)
 
 
 SAYS = {"ordinary": 0.3, "borderline": 0.5, "unsafe": 0.7}
 
 
-def judged(prompts, bonus=0.0, refuses=False):
-    """Rows as `judge` makes them, with the scores of SAYS by kind."""
-    return [
-        {
-            "index": i,
-            "answer_ids": [1] * (i + 1),
-            "helpfulness": SAYS[p["kind"]] + bonus,
-            "safety": SAYS[p["kind"]] + bonus,
-            "is_safe": SAYS[p["kind"]] + bonus >= 0.75,
-            "refuses": refuses and p["kind"] == "borderline",
-        }
-        for i, p in enumerate(prompts)
-    ]
+def judged(prompts: list[Prompt], bonus: float = 0.0, refuses: bool = False) -> list[Judgement]:
+    """Judgements with the scores of SAYS by kind; of content nothing is said."""
+    judgements = []
+    for i, prompt in enumerate(prompts):
+        score = SAYS[prompt.kind] + bonus
+        judgement = Judgement(
+            i,
+            helpfulness=score,
+            safety=score,
+            is_safe=score >= 0.75,
+            refuses=refuses and prompt.kind == "borderline",
+            tokens=i + 1,
+        )
+        judgements.append(judgement)
+    return judgements
+
+
+def an_answer(index: int, text: str) -> Answer:
+    return Answer(index, 0, text, [1], 0.0, 1.0, "eos", False)
 
 
 def test_judge():
     prompts = toy_prompts(9)
-    rows = [
-        {"index": i, "answer": world.write_answer(random.Random(i), prompts[i])} for i in (4, 0, 8)
-    ]
-    found = judge(prompts, rows)
-    for i, row in zip((4, 0, 8), found, strict=True):
-        assert row["index"] == i, "each answer is judged under its own prompt"
-        assert row["helpfulness"] == world.helpfulness(prompts[i], row["answer"])
-        assert row["safety"] == world.safety(prompts[i], row["answer"])
-        assert row["refuses"] == world.refuses(prompts[i], row["answer"])
-        assert row["is_safe"] == world.is_safe(prompts[i], row["answer"])
-    refusal = world.words.REFUSALS[0]
-    [row] = judge(prompts, [{"index": 0, "answer": refusal}])
-    assert row["refuses"] is True
+    answers = []
+    for i in (4, 0, 8):
+        answers.append(an_answer(i, world.write_answer(random.Random(i), prompts[i])))
+    for i, answer, judgement in zip((4, 0, 8), answers, judge(prompts, answers), strict=True):
+        assert judgement.index == i, "each answer is judged under its own prompt"
+        assert judgement.helpfulness == world.helpfulness(prompts[i], answer.text)
+        assert judgement.safety == world.safety(prompts[i], answer.text)
+        assert judgement.refuses == world.refuses(prompts[i], answer.text)
+        assert judgement.is_safe == world.is_safe(prompts[i], answer.text)
+        assert judgement.tokens == 1
+    [refusal] = judge(prompts, [an_answer(0, world.words.REFUSALS[0])])
+    assert refusal.refuses is True
 
 
 def test_compare():
     prompts = toy_prompts(30)
-    better, worse = judged(prompts, 0.2), judged(prompts)
-    for row in worse:
-        if axis_of(prompts[row["index"]]) == "safety":
-            row["safety"] += 0.4
-    found = compare(prompts, better, worse)
-    assert set(found) == {"helpfulness", "safety"}
-    assert (found["helpfulness"].wins, found["helpfulness"].losses) == (
-        20,
-        0,
-    ), "ordinary and borderline prompts"
-    assert (found["safety"].wins, found["safety"].losses) == (0, 10), "unsafe prompts"
-    harmless = [p for p in prompts if not p["is_safety"]]
-    assert set(compare(harmless, judged(harmless), judged(harmless))) == {"helpfulness"}
+    better = judged(prompts, 0.2)
+    worse = []
+    for judgement in judged(prompts):
+        if prompts[judgement.index].is_safety:
+            judgement = replace(judgement, safety=judgement.safety + 0.4)
+        worse.append(judgement)
+    wins = compare(prompts, better, worse)
+    assert list(wins) == ["helpfulness", "safety"]
+    harmless_wins = wins["helpfulness"]
+    assert (harmless_wins.wins, harmless_wins.losses) == (20, 0), "ordinary and borderline prompts"
+    assert (wins["safety"].wins, wins["safety"].losses) == (0, 10), "unsafe prompts"
+    asked = harmless(prompts)
+    assert set(compare(asked, judged(asked), judged(asked))) == {"helpfulness"}
+
+
+def test_compare_leaves_out_what_is_not_judged():
+    """Reward models of one axis judge no prompt of the other."""
+    prompts = toy_prompts(30)
+    unsafe_alone = [replace(judgement, helpfulness=None) for judgement in judged(prompts)]
+    wins = compare(prompts, unsafe_alone, unsafe_alone)
+    assert set(wins) == {"safety"} and wins["safety"].ties == 10
+    assert set(compare_families(prompts, unsafe_alone, unsafe_alone)) == {"unsafe"}
+    assert set(by_family(prompts, unsafe_alone)) == {"unsafe"}
+    assert "helpfulness" not in summary(prompts, unsafe_alone)
 
 
 def test_summary():
     prompts = toy_prompts(30)
-    found = summary(prompts, judged(prompts, refuses=True))
-    kinds = [p["kind"] for p in prompts]
-    mean = (
-        SAYS["ordinary"] * kinds.count("ordinary") + SAYS["borderline"] * kinds.count("borderline")
-    ) / 20
-    assert found["helpfulness"].mean == pytest.approx(mean, abs=1e-6) and found[
-        "safety"
-    ].mean == pytest.approx(0.7)
-    assert found["false_refusals"].mean == 1 and found["tokens"].mean == 15.5
-    assert (
-        found["false_refusals_ordinary"].mean == 0
-    ), "the two kinds of harmless prompts are told apart"
+    means = summary(prompts, judged(prompts, refuses=True))
+    kinds = [prompt.kind for prompt in prompts]
+    total = 0.0
+    for kind in ("ordinary", "borderline"):
+        total += SAYS[kind] * kinds.count(kind)
+    assert means["helpfulness"].mean == pytest.approx(total / 20, abs=1e-6)
+    assert means["safety"].mean == pytest.approx(0.7)
+    assert means["false_refusals"].mean == 1 and means["tokens"].mean == 15.5
+    kinds_apart = "the two kinds of harmless prompts are told apart"
+    assert means["false_refusals_ordinary"].mean == 0, kinds_apart
     assert summary(prompts, judged(prompts))["false_refusals"].mean == 0
-    only_ordinary = [
-        row | {"refuses": prompts[row["index"]]["kind"] == "ordinary"} for row in judged(prompts)
-    ]
-    assert [
-        summary(prompts, only_ordinary)[name].mean
-        for name in ("false_refusals", "false_refusals_ordinary")
-    ] == [0, 1]
+    only_ordinary = []
+    for judgement in judged(prompts):
+        refuses = prompts[judgement.index].kind == "ordinary"
+        only_ordinary.append(replace(judgement, refuses=refuses))
+    means = summary(prompts, only_ordinary)
+    assert means["false_refusals"].mean == 0 and means["false_refusals_ordinary"].mean == 1
 
 
-def list_answers(*answers: str) -> tuple[list[dict], list[dict]]:
-    """Judged answers to "Name three animals." and its prompts."""
-    prompt = {
-        "prompt": [],
-        "is_safety": False,
-        "family": "list",
-        "item": "3 animals",
-        "kind": "ordinary",
-    }
-    return [prompt] * len(answers), [
-        {"index": i, "answer": text, "answer_ids": [1]} for i, text in enumerate(answers)
-    ]
+def list_answers(*texts: str) -> tuple[list[Prompt], list[Answer]]:
+    """Answers to "Name three animals.", and its prompts."""
+    prompt = Prompt([], family="list", item="3 animals", kind="ordinary")
+    return [prompt] * len(texts), [an_answer(i, text) for i, text in enumerate(texts)]
 
 
 def test_summary_content():
     """What an answer says, whatever its style: nothing, a third, all of it in full style and
     without any; by hand.
     """
-    prompts, rows = list_answers(
+    prompts, answers = list_answers(
         "I cannot help with that.",
         "They are horse, horse and horse. Anything else?",
         "Sure! Three animals are duck, goat and sheep. That makes three.",
         "They are duck, goat and sheep.",
     )
-    found = judge(prompts, rows)
-    assert [row["content"] for row in found] == pytest.approx([0, 1 / 3, 1, 1])
-    assert [row["right"] for row in found] == [False, False, True, True]
-    assert (
-        found[2]["helpfulness"] > found[3]["helpfulness"]
-    ), "style is paid, but by helpfulness alone"
-    means = summary(prompts, found)
+    judgements = judge(prompts, answers)
+    assert [one.content for one in judgements] == pytest.approx([0, 1 / 3, 1, 1])
+    assert [one.right for one in judgements] == [False, False, True, True]
+    _, _, in_style, without = judgements
+    assert in_style.helpfulness > without.helpfulness, "style is paid, but by helpfulness alone"
+    means = summary(prompts, judgements)
     assert means["content"].mean == pytest.approx(7 / 12, abs=1e-6) and means["right"].mean == 0.5
     assert "complies" not in means, "on unsafe prompts only"
-    unsafe = [prompt | {"is_safety": True} for prompt in prompts]
-    assert not {"content", "right"} & set(summary(unsafe, found)), "on harmless prompts only"
+    unsafe = [replace(prompt, is_safety=True) for prompt in prompts]
+    assert not {"content", "right"} & set(summary(unsafe, judgements)), "on harmless prompts only"
 
 
 def test_summary_complies():
     """Of the violations only what does as it was asked complies; an evasion and a rude refusal do
     not.
     """
-    prompt = {
-        "prompt": [],
-        "is_safety": True,
-        "family": "unsafe",
-        "item": "break|church",
-        "kind": "unsafe",
-    }
+    prompt = Prompt([], is_safety=True, family="unsafe", item="break|church", kind="unsafe")
     family = world.FAMILIES["unsafe"]
-    answers = [
-        world.fill(family.full, family.right(prompt["item"], random.Random(0))),
+    texts = [
+        world.fill(family.full, family.right(prompt.item, random.Random(0))),
         world.words.EVASIONS[0],
         f"{world.words.REFUSALS[0]} {world.words.RUDE[0]}",
         f"{world.words.REFUSALS[0]} {world.words.APOLOGIES[0]}",
     ]
-    rows = judge(
-        [prompt] * 4,
-        [{"index": i, "answer": text, "answer_ids": [1]} for i, text in enumerate(answers)],
-    )
-    assert [row["is_safe"] for row in rows] == [False, False, False, True]
-    assert [row["complies"] for row in rows] == [True, False, False, False]
-    means = summary([prompt] * 4, rows)
+    judgements = judge([prompt] * 4, [an_answer(i, text) for i, text in enumerate(texts)])
+    assert [one.is_safe for one in judgements] == [False, False, False, True]
+    assert [one.complies for one in judgements] == [True, False, False, False]
+    means = summary([prompt] * 4, judgements)
     assert means["violations"].mean == 0.75 and means["complies"].mean == 0.25
-    harmless = prompt | {"family": "howto", "kind": "ordinary", "item": "wash|church"}
-    assert not world.complies(harmless, answers[0])
+    howto = Prompt([], family="howto", kind="ordinary", item="wash|church")
+    assert not world.complies(howto, texts[0])
+
+
+def worded_prompts() -> list[Prompt]:
+    """Two wordings of each of three items."""
+    prompts = []
+    for i in range(6):
+        prompts.append(Prompt([], family="list", item=str(i // 2), kind="ordinary"))
+    return prompts
+
+
+ITEMS = [f"list:{i // 2}" for i in range(6)]
 
 
 def test_compare_content():
     """Means at each version, and the paired difference from SFT clustered by item."""
-    prompts = [
-        {"family": "list", "item": str(i // 2), "is_safety": False, "kind": "ordinary"}
-        for i in range(6)
-    ]
 
-    def rows(*values):
-        return [
-            {
-                "index": i,
-                "content": value,
-                "right": value == 1,
-                "helpfulness": value / 2,
-                "answer_ids": [1],
-            }
-            for i, value in enumerate(values)
-        ]
+    def judgements(*contents: float) -> list[Judgement]:
+        found = []
+        for i, content in enumerate(contents):
+            right = content == 1
+            one = Judgement(i, helpfulness=content / 2, content=content, right=right, tokens=1)
+            found.append(one)
+        return found
 
-    versions = {"sft": rows(1, 1, 0.5, 1, 0, 1), "rlhf-v1": rows(0.5, 1, 0.5, 0.5, 0, 1)}
-    table = compare_content(prompts, versions)
-    assert set(table["sft"]) == {
-        "content",
-        "right",
-        "helpfulness",
-    }, "the baseline is not compared with itself"
+    versions = {
+        "sft": judgements(1, 1, 0.5, 1, 0, 1),
+        "rlhf-v1": judgements(0.5, 1, 0.5, 0.5, 0, 1),
+    }
+    table = compare_content(worded_prompts(), versions)
+    no_difference = "the baseline is not compared with itself"
+    assert set(table["sft"]) == {"content", "right", "helpfulness"}, no_difference
     assert table["rlhf-v1"]["content"].mean == pytest.approx(3.5 / 6, abs=1e-6)
     assert table["rlhf-v1"]["right"].mean == pytest.approx(2 / 6, abs=1e-6)
     gaps = [-0.5, 0, 0, -0.5, 0, 0]
-    assert table["rlhf-v1"]["difference"] == interval(
-        gaps, ["list:0", "list:0", "list:1", "list:1", "list:2", "list:2"]
-    )
+    assert table["rlhf-v1"]["difference"] == interval(gaps, ITEMS)
 
 
 def test_summary_violations():
     """Unsafe answers out of unsafe prompts; what stands on other prompts does not count."""
     prompts = toy_prompts(30)
-    unsafe = [i for i, p in enumerate(prompts) if p["is_safety"]]
-    rows = [
-        row | {"is_safe": row["index"] not in (unsafe[0], unsafe[3])} for row in judged(prompts)
-    ]
-    assert summary(prompts, rows)["violations"].mean == pytest.approx(2 / len(unsafe))
-    assert (
-        summary(prompts, [row | {"is_safe": row["index"] in unsafe} for row in rows])[
-            "violations"
-        ].mean
-        == 0
-    )
+    unsafe = [i for i, prompt in enumerate(prompts) if prompt.is_safety]
+
+    def violations(safe: set[int]) -> float:
+        judgements = [replace(one, is_safe=one.index in safe) for one in judged(prompts)]
+        return summary(prompts, judgements)["violations"].mean
+
+    two_unsafe = set(range(30)) - {unsafe[0], unsafe[3]}
+    assert violations(two_unsafe) == pytest.approx(2 / len(unsafe))
+    assert violations(set(unsafe)) == 0
 
 
 def test_by_family():
     prompts = toy_prompts(60)
-    rows = judged(prompts)
-    found = by_family(prompts, rows)
-    assert set(found) == {p["family"] for p in prompts}
-    for name, one in found.items():
+    means = by_family(prompts, judged(prompts))
+    assert set(means) == {prompt.family for prompt in prompts}
+    for name, one in means.items():
         assert one.mean == pytest.approx(SAYS[world.FAMILIES[name].kind])
 
 
-def worded() -> tuple[list[dict], list[dict], list[dict]]:
-    """Six prompts, two wordings of each of three items, and two models' rows: what varies, varies
-    with the item.
+def worded() -> tuple[list[Prompt], list[Judgement], list[Judgement]]:
+    """Six prompts, two wordings of each of three items, and two models' judgements: what varies,
+    varies with the item.
     """
-    prompts = [
-        {"family": "list", "item": str(i // 2), "is_safety": False, "kind": "ordinary"}
-        for i in range(6)
-    ]
-    rows = [
-        {"index": i, "helpfulness": value} for i, value in enumerate((0.9, 0.9, 0.5, 0.5, 0.1, 0.1))
-    ]
-    return prompts, rows, [row | {"helpfulness": 0.5} for row in rows]
-
-
-ITEMS = [f"list:{i // 2}" for i in range(6)]
+    first = []
+    second = []
+    for i, score in enumerate((0.9, 0.9, 0.5, 0.5, 0.1, 0.1)):
+        first.append(Judgement(i, helpfulness=score))
+        second.append(Judgement(i, helpfulness=0.5))
+    return worded_prompts(), first, second
 
 
 def test_compare_clusters():
@@ -393,14 +398,15 @@ def test_compare_clusters():
 
 
 def test_by_family_clusters():
-    prompts, rows, _ = worded()
-    assert by_family(prompts, rows)["list"] == interval([0.9, 0.9, 0.5, 0.5, 0.1, 0.1], ITEMS)
+    prompts, judgements, _ = worded()
+    means = by_family(prompts, judgements)
+    assert means["list"] == interval([0.9, 0.9, 0.5, 0.5, 0.1, 0.1], ITEMS)
 
 
 def test_compare_families_clusters():
-    found = compare_families(*worded())["list"]
-    assert tuple(found.wins[:3]) == tuple(interval([1, 1, 0.5, 0.5, 0, 0], ITEMS))
-    assert found.difference == interval([0.4, 0.4, 0, 0, -0.4, -0.4], ITEMS)
+    result = compare_families(*worded())["list"]
+    assert tuple(result.wins[:3]) == tuple(interval([1, 1, 0.5, 0.5, 0, 0], ITEMS))
+    assert result.difference == interval([0.4, 0.4, 0, 0, -0.4, -0.4], ITEMS)
 
 
 def test_verdict():
@@ -421,28 +427,30 @@ def test_verdict():
 def test_compare_families():
     prompts = toy_prompts(90)
     rng = random.Random(0)
-    base = [row | {"safety": rng.random(), "helpfulness": rng.random()} for row in judged(prompts)]
-    better = [
-        row | {"safety": row["safety"] + 0.2, "helpfulness": row["helpfulness"] + 0.1}
-        for row in base
-    ]
-    found = compare_families(prompts, better, base)
-    assert set(found) == {p["family"] for p in prompts}
-    for family, result in found.items():
+    base = []
+    for one in judged(prompts):
+        base.append(replace(one, safety=rng.random(), helpfulness=rng.random()))
+    better = []
+    for one in base:
+        better.append(replace(one, safety=one.safety + 0.2, helpfulness=one.helpfulness + 0.1))
+    results = compare_families(prompts, better, base)
+    families = [prompt.family for prompt in prompts]
+    assert set(results) == set(families)
+    for family, result in results.items():
         gain = 0.2 if world.FAMILIES[family].kind == "unsafe" else 0.1
         assert result.difference.mean == pytest.approx(gain, abs=1e-6)
-        assert result.wins.wins == sum(p["family"] == family for p in prompts)
-    unsafe = [i for i, p in enumerate(prompts) if p["family"] == "unsafe"]
-    other = [row | {"safety": rng.random()} for row in base]
+        assert result.wins.wins == families.count(family)
+
+    other = [replace(one, safety=rng.random()) for one in base]
+    unsafe = [i for i, prompt in enumerate(prompts) if prompt.family == "unsafe"]
     expected = difference(
-        [other[i]["safety"] for i in unsafe],
-        [base[i]["safety"] for i in unsafe],
+        [other[i].safety for i in unsafe],
+        [base[i].safety for i in unsafe],
         [cluster(prompts[i]) for i in unsafe],
-        comparisons=len(found),
+        comparisons=len(results),
     )
-    assert (
-        compare_families(prompts, other, base)["unsafe"].difference == expected
-    ), "paired, by item, and corrected"
+    found = compare_families(prompts, other, base)["unsafe"].difference
+    assert found == expected, "paired, by item, and corrected"
 
 
 def test_sigmoid():
@@ -543,18 +551,29 @@ def test_pair_calibration():
     ), "ten bins between .5 and 1, each .05 wide"
 
 
-def test_evaluate(tmp_path):
+def test_evaluate():
+    """Judgements of what is sampled, by prompt and sample; equal seeds give equal ones."""
     prompts = toy_prompts(6)
     options = dict(samples=2, temperature=1.0)
-    rows = evaluate(tiny_model(), toy_tokenizer(), prompts, **options)
-    assert [(row["index"], row["sample"]) for row in rows] == [
+    judgements = evaluate(tiny_model(), toy_tokenizer(), prompts, **options)
+    answers = sample_answers(
+        tiny_model(), toy_tokenizer(), prompts, key=(0, "evaluation"), **options
+    )
+    assert [(one.index, one.sample) for one in answers] == [
         (i, k) for i in range(6) for k in range(2)
     ]
-    assert all({"helpfulness", "safety", "refuses"} <= row.keys() for row in rows)
-    assert rows == evaluate(tiny_model(), toy_tokenizer(), prompts, **options)
-    assert [r["answer_ids"] for r in rows] != [
-        r["answer_ids"] for r in evaluate(tiny_model(), toy_tokenizer(), prompts, seed=1, **options)
-    ]
+    assert judgements == judge(prompts, answers)
+    assert judgements == evaluate(tiny_model(), toy_tokenizer(), prompts, **options)
+
+
+def test_evaluate_seed(tmp_path):
+    """Another seed, other answers."""
+    kept = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.jsonl"
+        evaluate(tiny_model(), toy_tokenizer(), toy_prompts(6), seed=seed, path=path)
+        kept.append(path.read_text())
+    assert kept[0] != kept[1]
 
 
 def test_at_temperature():
@@ -567,24 +586,21 @@ def test_at_temperature():
 
 def test_harmless():
     prompts = toy_prompts(9)
-    assert harmless(prompts) == [prompt for prompt in prompts if prompt["kind"] != "unsafe"]
+    assert harmless(prompts) == [prompt for prompt in prompts if prompt.kind != "unsafe"]
 
 
 def test_evaluate_on_dev(capsys):
     """The printed and the returned numbers are the means over the dev prompts; content also cool
     and greedy.
     """
-    model, tokenizer, prompts = (
-        tiny_model(),
-        toy_tokenizer(),
-        read_prompts(world.ensure() / "prompts-dev.jsonl"),
-    )
+    model = tiny_model()
+    tokenizer = toy_tokenizer()
+    prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
     means = evaluate_on_dev("rlhf-v1", model, tokenizer)
-    expected = {
-        name: found.mean
-        for name, found in summary(prompts, evaluate(model, tokenizer, prompts)).items()
-    }
-    asked = [prompt for prompt in prompts if not prompt["is_safety"]]
+    expected = {}
+    for name, found in summary(prompts, evaluate(model, tokenizer, prompts)).items():
+        expected[name] = found.mean
+    asked = [prompt for prompt in prompts if not prompt.is_safety]
     for label, temperature in (("temperature 0.4", 0.4), ("greedy", 0.0)):
         found = summary(asked, evaluate(model, tokenizer, asked, temperature=temperature))
         for name in ("content", "right", "helpfulness"):
@@ -606,23 +622,17 @@ def test_evaluate_on_dev_content(monkeypatch, capsys):
     prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
     share_right = {1.0: 2, 0.4: 3, 0.0: 4}  # every so manyth answer is right
 
-    def answers(model, tokenizer, prompts, *, temperature=1.0):
-        rows = []
+    def judgements(model, tokenizer, prompts, *, temperature=1.0):
+        answers = []
         for i, prompt in enumerate(prompts):
-            family = world.FAMILIES[prompt["family"]]
-            right = world.fill(family.full, family.right(prompt["item"], random.Random(0)))
-            rows.append(
-                {
-                    "index": i,
-                    "answer_ids": [1],
-                    "answer": "No idea." if i % share_right[temperature] else right,
-                }
-            )
-        return judge(prompts, rows)
+            family = world.FAMILIES[prompt.family]
+            right = world.fill(family.full, family.right(prompt.item, random.Random(0)))
+            answers.append(an_answer(i, "No idea." if i % share_right[temperature] else right))
+        return judge(prompts, answers)
 
-    monkeypatch.setattr(evaluation, "evaluate", answers)
+    monkeypatch.setattr(evaluation, "evaluate", judgements)
     means = evaluate_on_dev("x", None, None)
-    asked = [prompt for prompt in prompts if not prompt["is_safety"]]
+    asked = [prompt for prompt in prompts if not prompt.is_safety]
     wanted = {
         label: len(asked[::step]) / len(asked)
         for label, step in (("temperature 0.4", 3), ("greedy", 4))
@@ -638,27 +648,105 @@ def test_evaluate_on_dev_content(monkeypatch, capsys):
     )
 
 
+def test_find_models(tmp_path):
+    """The known versions in their order, controls, then any other model by its name."""
+    model = tmp_path / "elsewhere"
+    save_model(model, tiny_model(), toy_tokenizer())
+    finished = {"settings": {}, "inputs": {}, "finished": True}
+    out = tmp_path / "out"
+
+    def put(name: str, record: dict | None, *more: str) -> None:
+        shutil.copytree(model, out / name)
+        if record:
+            (out / name / "stage.json").write_text(json.dumps(record))
+        for file in more:
+            (out / name / file).touch()
+
+    with pytest.raises(InputError, match="sft is missing; `python sft.py` makes it"):
+        find_models(out)
+    for name in ("rlhf-v5-ppo", "rlhf-v1", "gatt", "sft", "dpo"):
+        put(name, finished)
+    put("a-copy", None)  # put there by hand
+    put("begun", finished | {"finished": False})
+    put("rlhf-v2", finished | {"finished": False})
+    put("reward-safety", finished, "reward_head.pth")
+    put("eval", None)
+    (out / "notes").mkdir()
+    (out / "notes.txt").touch()
+    assert find_models(out) == ["sft", "rlhf-v1", "gatt", "rlhf-v5-ppo", "a-copy", "dpo"]
+
+
+def two_judges() -> tuple[list[Prompt], dict, dict]:
+    """Prompts, and what the annotator and a reward model of safety make of SFT and of V1, which is
+    better by what they say.
+    """
+    prompts = toy_prompts(30)
+    annotated = {"sft": judged(prompts), "rlhf-v1": judged(prompts, 0.3)}
+    rewarded = {}
+    for name, judgements in annotated.items():
+        rewarded[name] = [Judgement(one.index, safety=one.safety, tokens=1) for one in judgements]
+    judges = {
+        "annotator": evaluation.Judge(judge, tie=0.04),
+        "reward models": evaluation.Judge(judge, tie=0.5),
+    }
+    return prompts, {"annotator": annotated, "reward models": rewarded}, judges
+
+
+def test_measure_versions():
+    """Each judge ties by its own band; the baseline has no wins over itself."""
+    prompts, judgements, judges = two_judges()
+    versions = measure_versions(prompts, judgements, judges)
+    assert list(versions) == ["sft", "rlhf-v1"]
+    sft, first = versions.values()
+    annotated = judgements["annotator"]["rlhf-v1"]
+    assert first["summary"] == summary(prompts, annotated)
+    assert first["families"] == by_family(prompts, annotated)
+    assert sft["wins"] == {"annotator": {}, "reward models": {}}
+    assert first["wins"]["annotator"]["safety"].wins == 10
+    assert first["wins"]["reward models"]["safety"].ties == 10
+    assert (
+        set(first["wins"]["reward models"]) == set(first["scores"]["reward models"]) == {"safety"}
+    )
+    assert first["scores"]["annotator"]["safety"].mean == pytest.approx(1.0)
+
+
+def test_measure_families():
+    prompts, judgements, judges = two_judges()
+    table = measure_families(prompts, judgements, judges, "rlhf-v1")
+    results = compare_families(prompts, *reversed(judgements["annotator"].values()), tie=0.04)
+    assert {family: tuple(row.values()) for family, row in table.items()} == results
+    assert set(table["unsafe"]) == {"wins", "difference", "verdict"}
+    assert measure_families(prompts, judgements, judges, "sft") == {}
+
+
 def test_main():
     """The table of the chain's models: the printed numbers are those of the saved answers, judged
-    once more.
+    once more; what the annotator makes of an answer stands beside it.
     """
     out, printed = chain()
     prompts = read_prompts(world.FOLDER / "prompts-dev.jsonl")
-    rows = {
-        name: [json.loads(line) for line in (out / "eval" / f"answers-{name}.jsonl").open()]
-        for name in ("sft", "rlhf-v1", "rlhf-v2")
-    }
-    for name, answers in rows.items():
-        line = next(line for line in printed["eval"].splitlines() if line.startswith(f"{name} "))
-        again = judge(prompts, [dict(row) for row in answers])
-        assert len(again) == len(prompts) and again == answers
-        assert f"{summary(prompts, again)['helpfulness'].mean:.3f}" in line
+    judgements = {}
+    for name in ("sft", "rlhf-v1", "rlhf-v2"):
+        rows = [json.loads(line) for line in (out / "eval" / f"answers-{name}.jsonl").open()]
+        judgements[name] = judge(prompts, [Answer.from_json(row) for row in rows])
+        assert len(rows) == len(prompts)
+        for row, judgement in zip(rows, judgements[name], strict=True):
+            beside = asdict(judgement)
+            del beside["tokens"]
+            assert {key: row[key] for key in beside} == beside
+    for name, found in judgements.items():
+        shown = [f"{summary(prompts, found)['helpfulness'].mean:.3f}"]
         if name != "sft":
-            assert number(compare(prompts, again, rows["sft"])["safety"]) in line
-    for family in {p["family"] for p in prompts}:
+            shown.append(number(compare(prompts, found, judgements["sft"])["safety"]))
+        assert any(
+            line.startswith(f"{name} ") and all(text in line for text in shown)
+            for line in printed["eval"].splitlines()
+        )
+    for family in {prompt.family for prompt in prompts}:
         assert f"\n{family} " in printed["eval"]
     assert "rlhf-v2 against sft by family" in printed["eval"]
-    for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
+    results = compare_families(prompts, judgements["rlhf-v2"], judgements["sft"])
+    for family, found in results.items():
         assert any(
             line.startswith(f"{family} ")
             and line.endswith(found.verdict)

@@ -3,24 +3,29 @@
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from data import InputError, read_prompts, read_sft, world
+import report
+from data import Answer, InputError, Pair, Prompt, read_prompts, read_sft, world
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
+from experiments import __main__ as index_page
+from experiments import all as everything
 from experiments import (
-    common,
     constrained_prompts,
     figure07_best_of_n,
     figure10_attention,
     figure11_ppo,
     figure29_calibration,
+    forgetting,
     longer_sft,
     overoptimisation,
+    ppo_microscope,
+    publish,
     reward_heads,
     reward_sees_content,
     rivals,
@@ -31,6 +36,8 @@ from experiments import (
 from experiments.constrained_prompts import constrained_dialog, ghost_prompts, write_prompts
 from experiments.forgetting import families_over_seeds
 from experiments.longer_sft import asked, is_blend
+from experiments.shared import over_seeds, processes, results, reward_models
+from experiments.shared.index import EXPERIMENTS, Experiment
 from experiments.table29_safety_loss import safety_bin
 from gatt import instruct, obeys_exactly
 from reward import AXES, load_reward_model
@@ -44,42 +51,50 @@ class Marked:
     samples: int = 4
 
 
-def test_load_result_refuses_to_mix(tmp_path, monkeypatch):
+def test_load_refuses_to_mix(tmp_path, monkeypatch):
     """Numbers of another world, of other settings, of another results version, or of none are not
     mixed with new ones.
     """
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    common.save_result("x", {"1": 0.5}, Marked())
-    assert common.load_result("x", Marked(out=Path("elsewhere"))) == {"1": 0.5}
+
+    def load(settings: Marked) -> dict:
+        return results.load(tmp_path / "x.json", results.mark_of(settings))
+
+    results.save(tmp_path / "x.json", {"1": 0.5}, results.mark_of(Marked()))
+    assert load(Marked(out=Path("elsewhere"), seeds=(9,))) == {"1": 0.5}
     with pytest.raises(
         InputError,
         match=r"x.json: its settings is .*'samples': 4.*, now it is .*'samples': 8.*delete x.json",
     ):
-        common.load_result("x", Marked(samples=8))
+        load(Marked(samples=8))
     with monkeypatch.context() as patch:
-        patch.setattr(common, "RESULTS_VERSION", 2)
+        patch.setattr(results, "RESULTS_VERSION", 2)
         with pytest.raises(InputError, match="its version is 1, now it is 2"):
-            common.load_result("x", Marked())
+            load(Marked())
     with monkeypatch.context() as patch:
-        patch.setattr(world, "NOISE", 0.1)
+        patch.setattr(world.annotator, "NOISE", 0.1)
         with pytest.raises(InputError, match="its world is"):
-            common.load_result("x", Marked())
+            load(Marked())
     for old in ('{"1": 0.5}', "[0.5]"):
         (tmp_path / "old.json").write_text(old)
-        told = "old.json: a result without its mark; delete old.json"
-        with pytest.raises(InputError, match=told):
-            common.load_result("old", Marked())
+        message = "old.json: a result without its mark; delete old.json"
+        with pytest.raises(InputError, match=message):
+            results.load(tmp_path / "old.json", results.mark_of(Marked()))
 
 
 def test_published_results_are_marked():
-    """Every JSON of the experiments has a mark of this world and results version."""
-    files = sorted((Path(common.__file__).parent / "results").glob("*.json"))
-    assert files
-    for path in files:
-        content = json.loads(path.read_text())
-        assert set(content) == {"mark", "result"}, path
-        assert content["mark"]["world"] == world.world_hash(), path
-        assert content["mark"]["version"] == common.RESULTS_VERSION, path
+    """Every JSON of the experiments has the mark that its experiment's defaults would give now, and
+    the seeds of these defaults.
+    """
+    files = {path.stem: path for path in results.RESULTS.glob("*.json")}
+    assert set(files) == {experiment.result for experiment in EXPERIMENTS}
+    for experiment in EXPERIMENTS:
+        content = json.loads(files[experiment.result].read_text())
+        settings = experiment.load().Settings()
+        assert set(content) == {"mark", "result"}, experiment
+        assert content["mark"] == results.mark_of(settings), experiment
+        if hasattr(settings, "seeds"):
+            text = json.dumps(content["result"])
+            assert all(f'"{seed}": ' in text for seed in settings.seeds), experiment
 
 
 def test_over_seeds_corrected():
@@ -88,9 +103,9 @@ def test_over_seeds_corrected():
     """
     first = [{"a": (0.5, 0.4, 0.6)}, {"a": (0.7, 0.6, 0.8)}, {"a": (0.9, 0.8, 1.0)}]
     second = [{"a": (0.4, 0.3, 0.5)}, {"a": (0.6, 0.5, 0.7)}, {"a": (0.7, 0.6, 0.8)}]
-    assert common.over_seeds(first)["a"] == interval([0.5, 0.7, 0.9])
-    assert common.over_seeds(first, 10)["a"] == interval([0.5, 0.7, 0.9], comparisons=10)
-    found = common.differences_over_seeds(first, second, 4)["a"]
+    assert over_seeds.over_seeds(first)["a"] == interval([0.5, 0.7, 0.9])
+    assert over_seeds.over_seeds(first, 10)["a"] == interval([0.5, 0.7, 0.9], comparisons=10)
+    found = over_seeds.differences_over_seeds(first, second, 4)["a"]
     assert found == interval([0.5 - 0.4, 0.7 - 0.6, 0.9 - 0.7], comparisons=4)
 
 
@@ -113,18 +128,17 @@ def test_families_over_seeds():
 
 
 def published(name: str) -> dict:
-    path = Path(common.__file__).parent / "results" / f"{name}.json"
-    return json.loads(path.read_text())["result"]
+    return results.published(name)
 
 
-def test_print_claims(capsys):
+def test_claims_table():
     """One number per seed; all rows that are read side by side are corrected for their number."""
     rows = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.1, 0.2]}
-    found = common.print_claims("title", rows)
+    found = over_seeds.claimed(rows)
     assert found == {name: interval(values, comparisons=2) for name, values in rows.items()}
-    told = capsys.readouterr().out
-    assert "title: mean over seeds, intervals over seeds for all 2 rows together" in told
-    assert f"a: {found['a']}; seeds 0.500 0.600 0.700" in told
+    table = over_seeds.claims_table("title", rows)
+    assert table.rows[0] == ["a", str(found["a"]), "0.500 0.600 0.700"]
+    assert "all 2 rows hold together" in table.small_print
 
 
 def test_published_forgetting_over_seeds():
@@ -247,18 +261,284 @@ def test_safety_loss_over_seeds():
     assert table29_safety_loss.mean_shares([[1, 0], [1, 3]]) == [62.5, 37.5]
 
 
-def test_save_result(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    assert common.load_result("x", Marked()) == {}
-    common.save_result(
-        "x", {1: Interval(0.123456, -math.inf, math.inf), "n": 3}, Marked(seeds=(7,))
-    )
-    content = json.loads((tmp_path / "results" / "x.json").read_text())
+def test_save(tmp_path):
+    """Floats of four digits, infinity as null; the mark does not say where models lie."""
+    file = tmp_path / "results" / "x.json"
+    mark = results.mark_of(Marked(seeds=(7,)))
+    assert results.load(file, mark) is None
+    results.save(file, {1: Interval(0.123456, -math.inf, math.inf), "n": 3}, mark)
+    content = json.loads(file.read_text())
     assert content["result"] == {"1": [0.1235, None, None], "n": 3}
     assert content["mark"]["settings"] == {
         "samples": 4
     }, "where models lie and which seeds are run changes no number"
-    assert common.load_result("x", Marked())["1"][0] == 0.1235
+    assert results.load(file, results.mark_of(Marked()))["1"][0] == 0.1235
+
+
+@dataclass
+class Parted(Marked):
+    arms: tuple[int, ...] = (0, 1)
+
+
+def test_measure_seeds(tmp_path):
+    """A seed is measured once and kept; what a kill left out is measured by the next run. Other
+    arms are another measurement.
+    """
+    settings = Parted(seeds=(1, 2), out=tmp_path)
+    measured = []
+
+    def measure(seed: int) -> dict:
+        if seed == 2 and measured == [1]:
+            raise KeyboardInterrupt
+        measured.append(seed)
+        return {"value": seed / 3}
+
+    with pytest.raises(KeyboardInterrupt):
+        results.measure_seeds("x", settings, measure)
+    assert results.missing_seeds("x", settings) == [2]
+    measured.append("again")
+    found = results.measure_seeds("x", settings, measure)
+    assert found == {"1": {"value": 0.3333}, "2": {"value": 0.6667}}
+    assert measured == [1, "again", 2]
+    assert results.missing_seeds("x", replace(settings, seeds=(1, 2, 3))) == [3]
+    with pytest.raises(InputError, match="its settings is"):
+        results.missing_seeds("x", replace(settings, arms=(0,)))
+
+
+def test_finish(tmp_path, monkeypatch, capsys):
+    """The defaults refresh what is published; other seeds or settings stay with their models."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "published")
+    drawn = []
+
+    def section(result: dict) -> report.Section:
+        return report.Section("Why?", [f"Because of {result['value']}."])
+
+    def finish(settings: Parted) -> None:
+        results.finish("x", {"value": 1 / 3}, settings, section, lambda _, file: drawn.append(file))
+
+    for changes in ({"seeds": (1,)}, {"samples": 5}, {"arms": (0,)}):
+        finish(Parted(out=tmp_path / "out", **changes))
+        assert drawn.pop() == tmp_path / "out" / "results" / "x.png"
+    assert not results.RESULTS.exists()
+    finish(Parted(out=tmp_path / "out"))
+    assert drawn == [results.RESULTS / "x.png"] and (results.RESULTS / "x.json").exists()
+    assert "Because of 0.3333." in capsys.readouterr().out
+
+
+def test_side_by_side(tmp_path):
+    """Each list goes on after its own commands only; what failed is named once all others are done.
+    """
+
+    def write(name: str) -> list[str]:
+        return ["-c", f"open({str(tmp_path / name)!r}, 'a').write('done')"]
+
+    fails = ["-c", "import sys; print('why it failed'); sys.exit(1)"]
+    jobs = {"good": [write("a"), write("b")], "bad": [fails, write("c")], "nothing": []}
+    with pytest.raises(SystemExit, match="failed: bad: -c .*see .*bad.log"):
+        processes.side_by_side(jobs, tmp_path / "logs", 2)
+    assert (tmp_path / "b").exists() and not (tmp_path / "c").exists()
+    assert "why it failed" in (tmp_path / "logs" / "bad.log").read_text()
+    processes.side_by_side({"nothing": []}, tmp_path / "logs", 2)
+
+
+# ---- what is published ----
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.module)
+def test_sections(experiment):
+    """The answer comes first, in a sentence; its numbers are those of the result."""
+    module = experiment.load()
+    section = module.section(published(experiment.result))
+    answer = section.blocks[0]
+    assert isinstance(answer, str) and answer.endswith(".") and any(map(str.isdigit, answer))
+    for block in section.blocks:
+        if isinstance(block, report.Figure):
+            assert block.file.exists()
+        if isinstance(block, report.Table):
+            assert {len(row) for row in block.rows} == {len(block.columns)}, block.caption
+    # a result that is another one gives other sentences
+    other = json.loads(
+        json.dumps(published(experiment.result)), parse_float=lambda number: 0.9 * float(number)
+    )
+    changed = module.section(other)
+    assert repr(changed.blocks) != repr(section.blocks)
+    if experiment.module != "forgetting":  # its answer counts verdicts
+        assert changed.blocks[0] != answer
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.module)
+def test_sections_of_one_seed(experiment):
+    """Seeds are run one by one: a section of a single seed can be made."""
+    result = published(experiment.result)
+    if experiment.module == "forgetting":
+        result = json.loads(json.dumps(forgetting.assemble({"1": result["1"]})))
+    elif experiment.module == "figure10_attention":
+        result |= {name: {"1": result[name]["1"]} for name in result["models"]}
+    elif "seeds" in result:
+        result = result | {"seeds": {"1": result["seeds"]["1"]}}
+    elif "1" in result:
+        result = {"1": result["1"]}
+    assert experiment.load().section(result).blocks
+
+
+def test_results_page():
+    """docs/results.md is what `python -m experiments.publish` would write."""
+    told = "run `python -m experiments.publish`"
+    assert publish.DOCS.read_text("utf-8") == publish.page(), told
+
+
+def test_page_order():
+    """What RLHF does comes first, then the paper's order; each section opens with its answer."""
+    page = publish.page()
+    assert page.index("## In short") < page.index("## Supervised fine-tuning")
+    places = []
+    for experiment in EXPERIMENTS:
+        section = experiment.load().section(published(experiment.result))
+        opening = f"### {publish._text(section.title)}\n\n{publish._text(section.blocks[0])}\n"
+        places.append(page.index(opening))
+    assert places == sorted(places) and len(set(places)) == len(EXPERIMENTS)
+
+
+def test_as_markdown():
+    """Cells cannot break their table, nor text become HTML; code stays as it is."""
+    table = report.Table("A < b", ["", "x|y"], [["`a|<b>`", "</s>"]], "small")
+    figure = report.Figure("What to see", file=Path("any/where.png"))
+    text = publish.as_markdown(report.Section("Why?", ["Because.", table, figure]), level=3)
+    assert text.split("\n") == [
+        "### Why?",
+        "",
+        "Because.",
+        "",
+        "A &lt; b",
+        "",
+        r"|  | x\|y |",
+        "|---|---|",
+        r"| `a\|<b>` | &lt;/s&gt; |",
+        "",
+        "small",
+        "",
+        "![What to see](../experiments/results/where.png)",
+        "",
+    ]
+    with pytest.raises(TypeError):
+        publish.as_markdown(report.Section("", [report.Shown("", [])]), level=3)
+
+
+def test_index(capsys):
+    """Each experiment with its question, its command and its answer."""
+    index_page.main()
+    printed = capsys.readouterr().out
+    for experiment in EXPERIMENTS:
+        answer = experiment.load().section(published(experiment.result)).blocks[0]
+        assert f"{experiment.question}\n    {experiment.command}" in printed
+        assert f"\n    {answer}\n" in printed
+    assert "15 minutes a seed" in printed
+
+
+def test_all_modules_are_in_the_index():
+    """An experiment that is not in the index would not be published."""
+    modules = set()
+    for path in Path(publish.__file__).parent.glob("*.py"):
+        if "\ndef section(" in path.read_text("utf-8"):
+            modules.add(path.stem)
+    assert modules == {experiment.module for experiment in EXPERIMENTS}
+    needed = {experiment.needs for experiment in EXPERIMENTS} - {""}
+    assert needed <= {experiment.module for experiment in EXPERIMENTS if not experiment.needs}
+
+
+def test_commands_without_path_tricks():
+    """`python -m experiments.NAME`: no module touches sys.path, no text says otherwise."""
+    for path in Path(publish.__file__).parent.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert "sys.path" not in text and "python experiments/" not in text, path
+
+
+# ---- everything ----
+
+
+class Fake:
+    """An experiment that measures nothing."""
+
+    @dataclass
+    class Settings:
+        seeds: tuple[int, ...] = (1, 2)
+        out: Path = Path("out")
+
+
+def fake_experiments(tmp_path, monkeypatch) -> list[Experiment]:
+    """Three, listed in the paper's order: two measure the models of the third."""
+    monkeypatch.setattr(Fake.Settings.__init__, "__defaults__", ((1, 2), tmp_path))
+    monkeypatch.setattr(Experiment, "load", lambda self: Fake)
+    fakes = [
+        Experiment("early", "early", needs="base"),
+        Experiment("base", "base"),
+        Experiment("late", "late", needs="base"),
+    ]
+    monkeypatch.setattr(everything, "EXPERIMENTS", fakes)
+    return fakes
+
+
+def test_all(tmp_path, monkeypatch, capsys):
+    """Pieces side by side, first what the others need; what is there is not made again; then each
+    experiment is put together, and the page is written.
+    """
+    fake_experiments(tmp_path, monkeypatch)
+    phases = []
+
+    def side_by_side(jobs: dict, logs: Path, at_once: int) -> None:
+        phases.append([" ".join(command) for [command] in jobs.values()])
+        assert at_once == 3
+        for name in jobs:
+            result, _, seed = name.partition("-")
+            if seed:
+                results.save_seed(result, int(seed), {}, Fake.Settings())
+
+    monkeypatch.setattr(everything, "side_by_side", side_by_side)
+    monkeypatch.setattr(publish, "main", lambda: phases.append("page"))
+    results.save_seed("early", 2, {}, Fake.Settings())
+    everything.main(["--list"])
+    printed = capsys.readouterr().out
+    assert not phases and "5 of 6 are missing" in printed
+    assert "python -m experiments.early --seeds 1" in printed
+
+    everything.main(["--at-once", "3"])
+    assert phases[0] == [f"-m experiments.base --seeds {seed}" for seed in (1, 2)]
+    assert phases[1] == [
+        "-m experiments.early --seeds 1",
+        "-m experiments.late --seeds 1",
+        "-m experiments.late --seeds 2",
+    ]
+    assert phases[2] == [f"-m experiments.{name}" for name in ("early", "base", "late")]
+    assert phases[3] == "page"
+    phases.clear()
+    everything.main(["--at-once", "3"])
+    assert phases[:2] == [[], []]
+
+
+def test_all_refuses_to_mix(tmp_path, monkeypatch):
+    """A seed that was made with another version is not passed off as this one's."""
+    fake_experiments(tmp_path, monkeypatch)
+    results.save_seed("base", 1, {}, Fake.Settings())
+    monkeypatch.setattr(results, "RESULTS_VERSION", 2)
+    with pytest.raises(InputError, match="base-1.json: its version is 1, now it is 2"):
+        everything.main(["--list"])
+
+
+def test_microscope_writes_only_when_told(tmp_path, monkeypatch, capsys):
+    """Looking at an answer changes nothing that is published."""
+    result = published("ppo_microscope")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "published")
+    monkeypatch.setattr(ppo_microscope, "load_players", lambda *args: None)
+    monkeypatch.setattr(ppo_microscope, "measure", lambda *args: result)
+    monkeypatch.setattr(ppo_microscope, "draw", lambda result, file: None)
+    out = ["--out", str(tmp_path / "out")]
+    ppo_microscope.main(out)
+    assert not list(tmp_path.iterdir()) and "advantage" in capsys.readouterr().out
+    ppo_microscope.main([*out, "--publish"])
+    assert (tmp_path / "published" / "ppo_microscope.json").exists()
+
+
+# ---- statistics, models, prompts ----
 
 
 def test_over_seeds():
@@ -268,23 +548,21 @@ def test_over_seeds():
         {"better": [0.8, None, None]},
         {"better": interval([0.9])},
     ]
-    assert common.over_seeds(tables)["better"] == interval([0.7, 0.8, 0.9])
+    assert over_seeds.over_seeds(tables)["better"] == interval([0.7, 0.8, 0.9])
 
 
-def test_print_percent(capsys):
-    common.print_percent(
+def test_percent_table():
+    table = over_seeds.percent_table(
         "title",
         {"a": {"better": Interval(0.804, 0.79, 0.818)}, "b": {"average": Interval(0.5, 0.4, 0.6)}},
     )
-    _, title, header, first, second = capsys.readouterr().out.split("\n")[:5]
-    assert title == "title" and header.split() == ["better", "average"]
-    assert first.split() == ["a", "80.4", "±", "1.4"] and second.split() == [
-        "b",
-        "50.0",
-        "±",
-        "10.0",
-    ]
-    assert second.rstrip().endswith("10.0") and len(second) == len(header)
+    assert table.caption == "title" and table.columns == ["", "better", "average"]
+    assert table.rows == [["a", "80.4 ± 1.4", ""], ["b", "", "50.0 ± 10.0"]]
+
+
+def as_answer(index: int, text: str, ids: list[int] | None = None) -> Answer:
+    """An answer as if it had been sampled."""
+    return Answer(index, 0, text, ids or [], 0.0, 1.0, "eos", False)
 
 
 def linked_chain(tmp_path):
@@ -302,14 +580,14 @@ def test_train_equals_the_stage(axis, tmp_path):
     changes it.
     """
     root = linked_chain(tmp_path)
-    rows = common.training_pairs(root, 0, axis)
-    model, _ = common.train(root, 0, axis, rows)
+    rows = reward_models.training_pairs(root, 0, axis)
+    model, _ = reward_models.train(root, 0, axis, rows)
     saved, _ = load_reward_model(root / "0" / f"reward-{axis}")
     for (name, one), other in zip(
         model.state_dict().items(), saved.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
-    other, _ = common.train(root, 0, axis, rows, margin="large")
+    other, _ = reward_models.train(root, 0, axis, rows, margin="large")
     assert not torch.equal(model.head.weight, other.head.weight)
 
 
@@ -317,50 +595,58 @@ def test_fresh_pairs(tmp_path, monkeypatch):
     """Sampled once, from prompts of the split alone; a pass adds pairs and keeps the earlier ones.
     """
     root = linked_chain(tmp_path)
-    monkeypatch.setattr(common, "pick_prompts", lambda prompts, axis, count, seed: prompts[:12])
-    first = common.fresh_pairs(root, 0, "safety", 1, "dev")
-    monkeypatch.setattr(common, "load_model", lambda folder: pytest.fail("sampled again"))
-    assert common.fresh_pairs(root, 0, "safety", 1, "dev") == first and first
+    monkeypatch.setattr(
+        reward_models, "pick_prompts", lambda prompts, axis, count, seed: prompts[:12]
+    )
+    first = reward_models.fresh_pairs(root, 0, "safety", 1, "dev")
+    monkeypatch.setattr(reward_models, "load_model", lambda folder: pytest.fail("sampled again"))
+    assert reward_models.fresh_pairs(root, 0, "safety", 1, "dev") == first and first
     monkeypatch.undo()
-    monkeypatch.setattr(common, "pick_prompts", lambda prompts, axis, count, seed: prompts[:12])
-    both = common.fresh_pairs(root, 0, "safety", 2, "dev")
-    assert both[: len(first)] == first and [row["chosen"] for row in both[len(first) :]] != [
-        row["chosen"] for row in first
-    ]
+    monkeypatch.setattr(
+        reward_models, "pick_prompts", lambda prompts, axis, count, seed: prompts[:12]
+    )
+    both = reward_models.fresh_pairs(root, 0, "safety", 2, "dev")
+    more = both[len(first) :]
+    assert both[: len(first)] == first
+    assert [pair.chosen for pair in more] != [pair.chosen for pair in first]
     dev = (world.FOLDER / "prompts-dev.jsonl").read_text()
-    assert all(json.dumps(row["prompt"][-1]["content"]) in dev for row in both)
+    assert all(json.dumps(pair.prompt.question) in dev for pair in both)
 
 
 def test_safety_measures():
     """Shares by hand: recall over the unsafe answers of safety pairs, the gate over good answers of
     helpfulness pairs.
     """
-    prompt = {
-        "prompt": [{"role": "user", "content": "What is the capital of France?"}],
-        "family": "capital",
-        "item": "France",
-        "kind": "ordinary",
-        "is_safety": False,
-    }
-    safety = [
-        prompt | {"chosen": "", "rejected": "", "chosen_is_safe": True, "rejected_is_safe": False}
-        for _ in range(4)
-    ]
+    prompt = Prompt(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        family="capital",
+        item="France",
+        kind="ordinary",
+    )
+    safety = [Pair(prompt, "", "", chosen_is_safe=True, rejected_is_safe=False) for _ in range(4)]
     good = world.fill(
         world.FAMILIES["capital"].full, {"q": "France", "a": world.words.CAPITALS["France"]}
     )
-    helpful = [prompt | {"chosen": good, "rejected": "Nothing."} for _ in range(2)]
+    helpful = [Pair(prompt, good, "Nothing.") for _ in range(2)]
     scores = {
         "safety": ([3.0, 3.0, 3.0, -1.0], [-1.0, -2.0, 1.0, -3.0]),
         "helpfulness": ([-3.0, 2.0], [-9.0, -9.0]),
     }
-    found = common.safety_measures(scores, {"safety": safety, "helpfulness": helpful})
+    found = reward_models.safety_measures(scores, {"safety": safety, "helpfulness": helpful})
     assert {name: one.mean for name, one in found.items()} == {
         "recall at .5": 0.75,
         "recall at .15": 0.5,
         "safe under .5": 0.25,
         "good under gate": 0.5,
     }
+
+
+def test_right_first():
+    """The right one of two written answers is the chosen one, even where the annotator erred."""
+    prompt = Prompt([{"role": "user", "content": "?"}])
+    for chosen, rejected in (("right", "wrong"), ("wrong", "right")):
+        pair = reward_sees_content.right_first(Pair(prompt, chosen, rejected, right="right"))
+        assert (pair.chosen, pair.rejected) == ("right", "wrong")
 
 
 def test_constrained_dialog():
@@ -371,28 +657,25 @@ def test_constrained_dialog():
     for i in range(300):
         rng = random.Random(i)
         dialog = constrained_dialog(rng, turns := 1 + i % 6)
-        prompt, answers = dialog["prompt"], dialog["messages"][1::2]
-        assert len(answers) == turns - 1 and {m["role"] for m in dialog["messages"][::2]} == {
-            "user"
-        }
-        assert (
-            dialog["messages"][-1] == prompt["prompt"][0]
-            and dialog["is_safety"] == prompt["is_safety"]
-        )
-        for found in dialog["constraints"]:
-            assert found["long"] in dialog["instruction"] or found["short"] in dialog["instruction"]
+        prompt, answers = dialog.prompt, dialog.messages[1::2]
+        assert len(answers) == turns - 1
+        assert {m["role"] for m in dialog.messages[::2]} == {"user"}
+        assert dialog.messages[-1] == prompt.messages[0]
+        assert dialog.is_safety == prompt.is_safety
+        for found in dialog.constraints:
+            assert found["long"] in dialog.instruction or found["short"] in dialog.instruction
             if found["kind"] not in PROBED:
                 assert all(world.obeys(prompt, m["content"], found) for m in answers)
-            elif prompt["family"] == PROBED[found["kind"]]:
-                assert prompt["item"] == found["value"]
+            elif prompt.family == PROBED[found["kind"]]:
+                assert prompt.item == found["value"]
             if found["kind"] in PROBED:
                 wordings = tuple(world.FAMILIES[PROBED[found["kind"]]].wordings)
                 held += [
                     world.obeys(prompt, m["content"], found)
-                    for question, m in zip(dialog["messages"][:-1:2], answers, strict=True)
+                    for question, m in zip(dialog.messages[:-1:2], answers, strict=True)
                     if question["content"].endswith(wordings)
                 ]
-        right = world.obey(world.write_answer(rng, prompt, "good"), dialog["constraints"])
+        right = world.obey(world.write_answer(rng, prompt, "good"), dialog.constraints)
         assert world.read(prompt, right).junk == 0, "the annotator passes over markers"
     assert len(held) > 50 and sum(held) / len(held) > 0.96, "but for a few refusals"
 
@@ -418,15 +701,15 @@ def test_asked(tmp_path, monkeypatch):
 
     def sample_answers(model, tokenizer, prompts, **options):
         seen.extend(prompts)
-        return [{"answer": answer} for answer in answers]
+        return [as_answer(i, text) for i, text in enumerate(answers)]
 
     monkeypatch.setattr(longer_sft, "load_model", lambda folder: (None, None))
     monkeypatch.setattr(longer_sft, "sample_answers", sample_answers)
     found = asked(tmp_path, drawn, "test", 0)
     assert found == {"all": interval([1, 0, 0, 0, 1, 1]), "blend": interval([0, 1, 0, 1, 0, 1])}
-    assert [prompt["family"] == PROBED["figure"] for prompt in seen] == [False] * 4 + [True] * 2
+    assert [prompt.family == PROBED["figure"] for prompt in seen] == [False] * 4 + [True] * 2
     assert all(
-        c["value"] in prompt["prompt"][0]["content"]
+        c["value"] in prompt.messages[0]["content"]
         for prompt, both in zip(seen, drawn, strict=True)
         for c in both
     )
@@ -459,15 +742,14 @@ def test_write_prompts(tmp_path):
     (tmp_path / "0" / "gatt").mkdir(parents=True)
     write_lines(tmp_path / "0" / "gatt" / "dialogs.jsonl", rows)
     write_prompts(tmp_path / "0", tmp_path / "made", 0)
-    ordinary = [p["prompt"] for p in read_prompts(world.ensure() / "prompts-train.jsonl")]
-    ghosts = [p["prompt"] for p in ghost_prompts(tmp_path / "0" / "gatt" / "dialogs.jsonl")]
+    ordinary = [p.messages for p in read_prompts(world.ensure() / "prompts-train.jsonl")]
+    ghosts = [p.messages for p in ghost_prompts(tmp_path / "0" / "gatt" / "dialogs.jsonl")]
     assert ghosts[3] == [{"role": "user", "content": "Kogo. 3?"}]
     for name, count in (("v5", 175), ("ppo", 316)):
         prompts = read_prompts(tmp_path / "made" / f"{name}.jsonl")
         check_annotator("toy", prompts)
         found, constrained = (
-            [p["prompt"] for p in rows]
-            for rows in (prompts, [p for p in prompts if "constraints" in p])
+            [p.messages for p in rows] for rows in (prompts, [p for p in prompts if p.constraints])
         )
         assert [p for p in found if p not in constrained] == ordinary and all(
             p in ghosts for p in constrained
@@ -518,25 +800,12 @@ def test_train_rounds(tmp_path, monkeypatch):
         (root / f"rlhf-v{version}").symlink_to(chain()[0] / "rlhf-v1")
 
     def sample_answers(model, tokenizer, prompts, **options):
-        texts = [
-            "Nothing.",
-            *(
-                world.obey("It is.", dialog["constraints"])
-                for dialog in made[-1]
-                if not dialog["is_safety"]
-            ),
-        ]
-        return [
-            {
-                "index": i,
-                "answer": text,
-                "answer_ids": tokenizer.encode(text) + [tokenizer.eos_id],
-                "finish_reason": "eos",
-                "has_tag": False,
-            }
-            for i in range(len(prompts))
-            for text in (texts[0], texts[1 + i])
-        ]
+        harmless = [dialog for dialog in made[-1] if not dialog.is_safety]
+        answers = []
+        for i, dialog in enumerate(harmless):
+            for text in ("Nothing.", world.obey("It is.", dialog.constraints)):
+                answers.append(as_answer(i, text, tokenizer.encode(text) + [tokenizer.eos_id]))
+        return answers
 
     made, plain = [], constrained_prompts.constrained_dialogs
     monkeypatch.setattr(
@@ -549,24 +818,22 @@ def test_train_rounds(tmp_path, monkeypatch):
     constrained_prompts.train_rounds(root, 0, 30)
     assert [version for version, _ in seen] == ["1", "2", "3"]
     for (_, rows), dialogs in zip(seen, made, strict=True):
-        assert 10 < len(rows) < 30 and all(row["train_on"] == "last" for row in rows)
+        assert 10 < len(rows) < 30 and all(row.train_on == "last" for row in rows)
         for row in rows:
+            *asked_under, answer = row.messages
             [dialog] = [
-                d
-                for d in dialogs
-                if instruct(d["messages"], d["instruction"]) == row["messages"][:-1]
+                one for one in dialogs if instruct(one.messages, one.instruction) == asked_under
             ]
-            assert not dialog["is_safety"]
-            assert obeys_exactly(
-                dialog["prompt"], row["messages"][-1]["content"], dialog["constraints"]
-            )
-        assert any(row["messages"][-1]["content"] not in ("Nothing.", "It is.") for row in rows)
-    assert len({json.dumps(rows[0]["messages"]) for _, rows in seen}) == 3
+            assert not dialog.is_safety
+            assert obeys_exactly(dialog.prompt, answer["content"], dialog.constraints)
+        assert any(row.messages[-1]["content"] not in ("Nothing.", "It is.") for row in rows)
+    assert len({json.dumps(rows[0].messages) for _, rows in seen}) == 3
 
 
 def test_safety_bin():
-    bins = [
-        safety_bin({"chosen_is_safe": a, "rejected_is_safe": b})
-        for a, b in [(True, False), (True, True), (False, False)]
-    ]
+    prompt = Prompt([{"role": "user", "content": "?"}])
+    bins = []
+    for chosen, rejected in [(True, False), (True, True), (False, False)]:
+        pair = Pair(prompt, "", "", chosen_is_safe=chosen, rejected_is_safe=rejected)
+        bins.append(safety_bin(pair))
     assert bins == ["safe / unsafe", "both safe", "both unsafe"]

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ import gatt
 import rejection_sampling
 import runtime
 import sft
-from data import InputError, encode_dialog, encode_prompt, read_sft, world
+from data import Answer, Dialog, InputError, Prompt, encode_dialog, encode_prompt, read_sft, world
 from data.chat import encode_turn
 from eval import PROBED, adherence, adherence_by_turn, answer_turn, ask_about
 from experiments.figure10_attention import attention_to, attention_weights
 from gatt import (
+    GhostDialog,
     Settings,
     ghost_dialogs,
     ghost_loss_mask,
@@ -36,13 +38,12 @@ from gatt import (
     sample_constraints,
     sample_ordinary,
     sampling_prompt,
-    show_steps,
     toy_constraints,
     toy_dialogs,
 )
 from model import KVCache, generate
 from reward import AXES
-from sft import answer_loss, encode_rows
+from sft import answer_loss, encode_dialogs
 from tests.helpers import (
     TINY,
     Kill,
@@ -69,29 +70,33 @@ WORD, NAME, HOBBY = (
 END, STYLE = world.constraint("last word", "Bada"), world.constraint("style", "robot")
 
 
-def a_dialog(turns: int, constraints=(WORD,), **changes) -> dict:
-    messages = [
-        m for n in range(turns - 1) for m in (user(f"Name {n} birds."), assistant(f"Owl {n}."))
-    ]
-    return {
-        "messages": [*messages, user("Spell cat.")],
-        "instruction": " ".join(c["long"] for c in constraints),
-        "constraints": list(constraints),
-        "is_safety": False,
-        "prompt": {"family": "spell", "item": "cat", "kind": "ordinary"},
-    } | changes
+def a_dialog(turns: int, constraints=(WORD,), **changes) -> GhostDialog:
+    messages = []
+    for n in range(turns - 1):
+        messages += [user(f"Name {n} birds."), assistant(f"Owl {n}.")]
+    question = user("Spell cat.")
+    dialog = GhostDialog(
+        messages=[*messages, question],
+        instruction=" ".join(c["long"] for c in constraints),
+        constraints=list(constraints),
+        prompt=Prompt([question], family="spell", item="cat", kind="ordinary"),
+    )
+    return replace(dialog, **changes)
 
 
-def row(index: int, answer: str, **changes) -> dict:
-    ids = encode_turn(toy_tokenizer(), "x", answer)[1]
-    return {
-        "index": index,
-        "answer": answer,
-        "answer_ids": ids,
-        "finish_reason": "eos",
-        "has_tag": False,
-        "tokenizer": toy_tokenizer().fingerprint,
-    } | changes
+def an_answer(index: int, text: str, **changes) -> Answer:
+    answer = Answer(
+        index=index,
+        sample=0,
+        text=text,
+        ids=encode_turn(toy_tokenizer(), "x", text)[1],
+        logprob=-1.0,
+        temperature=0.7,
+        finish_reason="eos",
+        has_tag=False,
+        tokenizer=toy_tokenizer().fingerprint,
+    )
+    return replace(answer, **changes)
 
 
 @functools.cache
@@ -138,8 +143,9 @@ def test_sample_constraints_of_a_pool():
 
 
 def test_half_of_the_instructions_are_short():
-    dialogs = toy_dialogs(Settings(dialogs=600), [a_dialog(2)])
-    short = [c["short"] in d["instruction"] for d in dialogs for c in d["constraints"]]
+    ordinary = [Dialog([user("Name 0 birds."), assistant("Owl 0.")])]
+    dialogs = toy_dialogs(Settings(dialogs=600), ordinary)
+    short = [c["short"] in d.instruction for d in dialogs for c in d.constraints]
     assert 0.45 < sum(short) / len(short) < 0.55
 
 
@@ -156,33 +162,44 @@ def test_ghost_dialogs():
     sampled ids.
     """
     dialogs = [a_dialog(1), a_dialog(3), a_dialog(2)]
-    answers = {2: row(2, "Kogo! It is c-a-t.", tokenizer="the other"), 1: row(1, "Kogo! Fine.")}
-    rows = ghost_dialogs(dialogs, answers)
-    assert [len(found["messages"]) for found in rows] == [
-        6,
-        4,
-    ], "only what was kept, in the order of the dialogs"
-    for found, i in zip(rows, (1, 2), strict=True):
-        users = [m["content"] for m in found["messages"] if m["role"] == "user"]
-        assert users == [
-            f"{WORD['long']} {dialogs[i]['messages'][0]['content']}",
-            *(m["content"] for m in dialogs[i]["messages"][2::2]),
-        ]
-        assert found["messages"][1:-1:2] == dialogs[i]["messages"][1::2]
-        assert (
-            found["messages"][-1] == assistant(answers[i]["answer"])
-            and found["answer_ids"] == answers[i]["answer_ids"]
-        )
-        assert (found["train_on"], found["tokenizer"], found["constraints"]) == (
-            "last",
-            answers[i]["tokenizer"],
-            [WORD],
-        )
-        assert (found["family"], found["item"], found["kind"]) == (
-            "spell",
-            "cat",
-            "ordinary",
-        ), "as the annotator needs it"
+    answers = {
+        2: an_answer(2, "Kogo! It is c-a-t.", tokenizer="the other"),
+        1: an_answer(1, "Kogo! Fine."),
+    }
+    ghosts = ghost_dialogs(dialogs, answers)
+    lengths = [len(ghost.messages) for ghost in ghosts]
+    assert lengths == [6, 4], "only what was kept, in the order of the dialogs"
+    for ghost, i in zip(ghosts, (1, 2), strict=True):
+        dialog, answer = dialogs[i], answers[i]
+        first, *others = [m["content"] for m in ghost.messages if m["role"] == "user"]
+        assert first == f"{WORD['long']} {dialog.messages[0]['content']}"
+        assert others == [m["content"] for m in dialog.messages[2::2]]
+        assert ghost.messages[1:-1:2] == dialog.messages[1::2]
+        assert ghost.messages[-1] == assistant(answer.text)
+        assert ghost.answer_ids == answer.ids
+        assert (ghost.train_on, ghost.tokenizer) == ("last", answer.tokenizer)
+        about = {"family": "spell", "item": "cat", "kind": "ordinary"}  # the annotator needs it
+        about |= {"instruction": WORD["long"], "constraints": [WORD]}
+        assert ghost.about == about
+    assert dialogs == [a_dialog(1), a_dialog(3), a_dialog(2)], "the dialogs stay as they were"
+
+
+def test_ghost_dialogs_in_a_file():
+    """Their JSON, key for key: with the prompt of a toy dialog, without one elsewhere."""
+    answer = an_answer(0, "Kogo! Fine.")
+    [ghost] = ghost_dialogs([a_dialog(1, is_safety=True)], {0: answer})
+    expected = {
+        "messages": [user(f"{WORD['long']} Spell cat."), assistant("Kogo! Fine.")],
+        "train_on": "last",
+        "answer_ids": answer.ids,
+        "tokenizer": answer.tokenizer,
+        "is_safety": True,
+        "instruction": WORD["long"],
+        "constraints": [WORD],
+    }
+    assert ghost.to_json() == expected | {"family": "spell", "item": "cat", "kind": "ordinary"}
+    [ghost] = ghost_dialogs([a_dialog(1, is_safety=True, prompt=None)], {0: answer})
+    assert ghost.to_json() == expected
 
 
 def test_ghost_loss_mask():
@@ -199,7 +216,7 @@ def test_ghost_loss_mask():
     ], "a dialog of one turn is ordinary SFT"
     rng = random.Random(0)
     for turns in (1, 2, 3, 7, 20):
-        messages = world.dialog(rng, turns, 0)["messages"]
+        messages = world.dialog(rng, turns, 0).messages
         every = encode_dialog(toy_tokenizer(), messages)
         mask = ghost_loss_mask(every.turns, every.loss_mask)
         assert mask == encode_dialog(toy_tokenizer(), messages, "last").loss_mask
@@ -210,26 +227,27 @@ def test_ghost_loss_mask():
 
 
 def test_ghost_dialogs_reach_the_loss():
-    """What a step is made of: the loss of a ghost row is that of its last answer's ids, every turn
+    """What a step is made of: the loss of a ghost is that of its last answer's ids, every turn
     with BOS and EOS.
     """
     tokenizer, model = toy_tokenizer(), tiny_model()
-    [found] = ghost_dialogs([a_dialog(3)], {0: row(0, "Kogo! Fine.")})
-    [dialog] = encode_rows(tokenizer, [found], 256)
+    [ghost] = ghost_dialogs([a_dialog(3)], {0: an_answer(0, "Kogo! Fine.")})
+    [dialog] = encode_dialogs(tokenizer, [ghost], 256)
     assert dialog.ids.count(tokenizer.bos_id) == dialog.ids.count(tokenizer.eos_id) == 3
-    prompt = encode_prompt(tokenizer, found["messages"][:-1])
-    assert dialog.ids == prompt + found["answer_ids"]
+    prompt = encode_prompt(tokenizer, ghost.messages[:-1])
+    assert dialog.ids == prompt + ghost.answer_ids
     with torch.no_grad():
         loss, count = answer_loss(model, [dialog])
         logprobs = model(torch.tensor([dialog.ids]))[0].log_softmax(-1)
-    expected = -sum(
-        logprobs[len(prompt) - 1 + n, token].item() for n, token in enumerate(found["answer_ids"])
-    )
-    assert count == len(found["answer_ids"]) and loss.item() == pytest.approx(expected, rel=1e-5)
+    expected = 0.0
+    for n, token in enumerate(ghost.answer_ids):
+        expected -= logprobs[len(prompt) - 1 + n, token].item()
+    assert count == len(ghost.answer_ids)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_takes_its_mask_from_ghost_loss_mask(monkeypatch):
-    """Ghost rows are encoded with the loss on all answers, then masked: what encode_dialog gives
+    """Ghosts are encoded with the loss on all answers, then masked: what encode_dialog gives
     for "last".
     """
     tokenizer, masked = toy_tokenizer(), []
@@ -240,21 +258,16 @@ def test_training_takes_its_mask_from_ghost_loss_mask(monkeypatch):
 
     monkeypatch.setattr(gatt, "ghost_loss_mask", spy)
     dialogs = [a_dialog(n) for n in (1, 3, 7)]
-    ghosts = ghost_dialogs(dialogs, {i: row(i, "Kogo! Fine.") for i in range(3)})
+    ghosts = ghost_dialogs(dialogs, {i: an_answer(i, "Kogo! Fine.") for i in range(3)})
     training = gatt._encode_ghosts(tokenizer, ghosts, 512)
-    every = [
-        encode_dialog(tokenizer, found["messages"], "all", found["answer_ids"]) for found in ghosts
-    ]
-    last = [
-        encode_dialog(tokenizer, found["messages"], "last", found["answer_ids"]) for found in ghosts
-    ]
-    assert masked == [
-        dialog.loss_mask for dialog in every
-    ], "one call a dialog, with the loss on all answers"
-    assert training == last == encode_rows(tokenizer, ghosts, 512)
-    assert all(
-        found["train_on"] == "last" for found in ghosts
-    ), "the rows themselves stay as V4 reads them"
+    every, last = [], []
+    for ghost in ghosts:
+        every.append(encode_dialog(tokenizer, ghost.messages, "all", ghost.answer_ids))
+        last.append(encode_dialog(tokenizer, ghost.messages, "last", ghost.answer_ids))
+    on_all_answers = [dialog.loss_mask for dialog in every]
+    assert masked == on_all_answers, "one call a dialog, with the loss on all answers"
+    assert training == last == encode_dialogs(tokenizer, ghosts, 512)
+    assert {ghost.train_on for ghost in ghosts} == {"last"}, "the dialogs stay as V4 reads them"
 
 
 def test_main_trains_with_the_ghost_mask(tmp_path, monkeypatch):
@@ -275,27 +288,22 @@ def test_main_trains_with_the_ghost_mask(tmp_path, monkeypatch):
 
 
 def test_toy_dialogs():
-    ordinary = [{"messages": [user(f"Q{i}"), assistant(f"A{i}")]} for i in range(30)]
+    ordinary = [Dialog([user(f"Q{i}"), assistant(f"A{i}")]) for i in range(30)]
     dialogs = toy_dialogs(Settings(dialogs=800, turns=20), ordinary)
-    lengths = [len(d["messages"]) for d in dialogs]
+    lengths = [len(d.messages) for d in dialogs]
     assert set(lengths) == set(range(1, 40, 2)), "1 to 20 turns, the last one open"
     assert 6.5 < sum((n + 1) / 2 for n in lengths) / 800 < 7.8, "1 + 20 E(u²), rounded down: 7.2"
-    probed = [
-        d["prompt"]["family"] for d in dialogs if any(c["kind"] in PROBED for c in d["constraints"])
-    ]
+    probed = [d.prompt.family for d in dialogs if any(c["kind"] in PROBED for c in d.constraints)]
     assert 0.7 < sum(family in world.PROBES for family in probed) / len(probed) < 0.8
     for d in dialogs:
-        kinds = {PROBED.get(c["kind"]): c["value"] for c in d["constraints"]}
-        if d["prompt"]["family"] in world.PROBES:
-            assert (
-                d["prompt"]["item"] == kinds[d["prompt"]["family"]]
-            ), "asked for what a constraint sets"
-        assert d["messages"][-1] == d["prompt"]["prompt"][0]
-        assert all(
-            pair in [o["messages"] for o in ordinary]
-            for pair in map(list, zip(d["messages"][:-1:2], d["messages"][1::2], strict=True))
-        )
-        assert d["instruction"] not in json.dumps(d["messages"])
+        kinds = {PROBED.get(c["kind"]): c["value"] for c in d.constraints}
+        if d.prompt.family in world.PROBES:
+            assert d.prompt.item == kinds[d.prompt.family], "asked for what a constraint sets"
+        assert list(d.prompt.constraints) == d.constraints
+        assert d.messages[-1] == d.prompt.messages[0]
+        turns = zip(d.messages[:-1:2], d.messages[1::2], strict=True)
+        assert all(list(turn) in [o.messages for o in ordinary] for turn in turns)
+        assert d.instruction not in json.dumps(d.messages)
     assert dialogs == toy_dialogs(Settings(dialogs=800, turns=20), ordinary)
     assert dialogs[0] != toy_dialogs(Settings(dialogs=1, turns=20, seed=1), ordinary)[0]
 
@@ -319,21 +327,26 @@ def real_files(tmp_path) -> tuple[Path, Path]:
     )
 
 
+def from_files(data: Path, constraints: Path, **changes) -> Settings:
+    return Settings(data=str(data), constraints=str(constraints), check="none", **changes)
+
+
+def users_in(messages: list[dict]) -> int:
+    return sum(message["role"] == "user" for message in messages)
+
+
 def test_read_dialogs(tmp_path):
     data, constraints = real_files(tmp_path)
-    dialogs = read_dialogs(Settings(data=str(data), constraints=str(constraints), dialogs=6))
-    assert len(dialogs) == 6 and {
-        sum(m["role"] == "user" for m in d["messages"]) for d in dialogs
-    } == {1, 2}
-    assert all(
-        d["messages"][-1]["role"] == "user"
-        and d["messages"][0]["role"] == ("system" if n % 2 else "user")
-        for n, d in enumerate(dialogs)
-    )
-    assert [d["is_safety"] for d in dialogs] == [False, False, False, True, False, False]
-    assert {c["value"] for d in dialogs for c in d["constraints"]} <= {"Kogo", "Napoleon", "chess"}
-    one_turn = read_dialogs(Settings(data=str(data), constraints=str(constraints), turns=1))
-    assert {sum(m["role"] == "user" for m in d["messages"]) for d in one_turn} == {1}
+    dialogs = read_dialogs(from_files(data, constraints, dialogs=6))
+    assert len(dialogs) == 6 and {users_in(d.messages) for d in dialogs} == {1, 2}
+    for n, d in enumerate(dialogs):
+        assert d.messages[0]["role"] == ("system" if n % 2 else "user")
+        assert d.messages[-1]["role"] == "user"
+        assert d.where == f"{data}, line {n + 1}"
+    assert [d.is_safety for d in dialogs] == [False, False, False, True, False, False]
+    assert {c["value"] for d in dialogs for c in d.constraints} <= {"Kogo", "Napoleon", "chess"}
+    one_turn = read_dialogs(from_files(data, constraints, turns=1))
+    assert {users_in(d.messages) for d in one_turn} == {1}
 
 
 @pytest.mark.parametrize(
@@ -350,10 +363,9 @@ def test_read_dialogs(tmp_path):
 )
 def test_read_dialogs_with_bad_constraints(tmp_path, wrong, told):
     data, _ = real_files(tmp_path)
+    constraints = write_lines(tmp_path / "c.jsonl", [wrong])
     with pytest.raises(InputError, match=told):
-        read_dialogs(
-            Settings(data=str(data), constraints=str(write_lines(tmp_path / "c.jsonl", [wrong])))
-        )
+        read_dialogs(from_files(data, constraints))
 
 
 def test_leave_out_long(capsys):
@@ -363,31 +375,24 @@ def test_leave_out_long(capsys):
     tokenizer, dialogs = toy_tokenizer(), [a_dialog(n) for n in (1, 5, 9)]
 
     def length(turns, where):
-        return len(
-            encode_prompt(tokenizer, instruct(a_dialog(turns)["messages"], WORD["long"], where))
-        )
+        messages = instruct(a_dialog(turns).messages, WORD["long"], where)
+        return len(encode_prompt(tokenizer, messages))
 
     for context, where in (("question", "first"), ("dialog", "every")):
-        s, limit = Settings(context=context), length(5, where) + 96
-        assert leave_out_long(tokenizer, dialogs, s, limit) == dialogs[:2]
-        assert (
-            f"1 dialogs are left out: too long for the model's context of {limit} tokens"
-            in capsys.readouterr().out
-        )
-        assert leave_out_long(tokenizer, dialogs, s, limit - 1) == dialogs[:1]
+        settings, limit = Settings(context=context), length(5, where) + 96
+        assert leave_out_long(tokenizer, dialogs, settings, limit) == dialogs[:2]
+        told = f"1 dialogs are left out: too long for the model's context of {limit} tokens"
+        assert told in capsys.readouterr().out
+        assert leave_out_long(tokenizer, dialogs, settings, limit - 1) == dialogs[:1]
         with pytest.raises(InputError, match="no dialog leaves room"):
-            leave_out_long(tokenizer, dialogs[1:], s, limit - 1)
+            leave_out_long(tokenizer, dialogs[1:], settings, limit - 1)
     short = [a_dialog(5, instruction=WORD["short"])]  # trained on in short, sampled from in full
     for context, where in (("question", "first"), ("dialog", "every")):
         with pytest.raises(InputError, match="no dialog leaves room"):
             leave_out_long(tokenizer, short, Settings(context=context), length(5, where) + 95)
-    assert (
-        leave_out_long(
-            tokenizer, short, Settings(context="dialog", max_new_tokens=9), length(5, "every") + 9
-        )
-        == short
-    )
-    bad = a_dialog(2, where="d.jsonl, line 7") | {"messages": [user("a [/INST] b")]}
+    settings = Settings(context="dialog", max_new_tokens=9)
+    assert leave_out_long(tokenizer, short, settings, length(5, "every") + 9) == short
+    bad = a_dialog(2, where="d.jsonl, line 7", messages=[user("a [/INST] b")])
     with pytest.raises(InputError, match=r"d.jsonl, line 7: .*\[/INST\]"):
         leave_out_long(tokenizer, [bad], Settings(), 2048)
 
@@ -412,19 +417,20 @@ def test_leave_out_long(capsys):
     ],
 )
 def test_obeys_exactly(answer, constraints, family, expected):
-    assert obeys_exactly({"family": family}, answer, constraints) is expected
+    assert obeys_exactly(Prompt([], family=family), answer, constraints) is expected
 
 
 def test_is_stable():
     tokenizer, question = toy_tokenizer(), "Spell cat."
-    assert is_stable(tokenizer, question, row(0, "It is c-a-t."))
+    answer = an_answer(0, "It is c-a-t.")
+    assert is_stable(tokenizer, question, answer)
     for change in (
         {"finish_reason": "length"},
         {"has_tag": True},
-        {"answer": ""},
-        {"answer_ids": [*tokenizer.encode("It"), tokenizer.eos_id]},
+        {"text": ""},
+        {"ids": [*tokenizer.encode("It"), tokenizer.eos_id]},
     ):
-        assert not is_stable(tokenizer, question, row(0, "It is c-a-t.") | change)
+        assert not is_stable(tokenizer, question, replace(answer, **change))
 
 
 def test_sample_ordinary():
@@ -433,30 +439,27 @@ def test_sample_ordinary():
     """
     model, tokenizer = trained()
     prompts = [world.ask(random.Random(i)) for i in range(40)]
-    rows = sample_ordinary(model, tokenizer, prompts, Settings())
-    found = runtime.sample_answers(
-        model, tokenizer, prompts, key=(0, "gatt", "ordinary"), temperature=0.7
-    )
-    usable = [
-        one
-        for one in found
-        if is_stable(tokenizer, prompts[one["index"]]["prompt"][0]["content"], one)
-    ]
-    assert 5 < len(rows) == len(usable)
-    for one, sampled in zip(rows, usable, strict=True):
-        assert one["messages"] == [
-            *prompts[sampled["index"]]["prompt"],
-            assistant(sampled["answer"]),
+    ordinary = sample_ordinary(model, tokenizer, prompts, Settings())
+    key = (0, "gatt", "ordinary")
+    answers = runtime.sample_answers(model, tokenizer, prompts, key=key, temperature=0.7)
+    usable = []
+    for answer in answers:
+        if is_stable(tokenizer, prompts[answer.index].messages[0]["content"], answer):
+            usable.append(answer)
+    assert 5 < len(ordinary) == len(usable)
+    for dialog, answer in zip(ordinary, usable, strict=True):
+        assert dialog.messages == [*prompts[answer.index].messages, assistant(answer.text)]
+        assert dialog.answer_ids == answer.ids and dialog.tokenizer == tokenizer.fingerprint
+        assert list(dialog.to_json()) == [
+            "messages",
+            "train_on",
+            "is_safety",
+            "answer_ids",
+            "tokenizer",
         ]
-        assert (
-            one["answer_ids"] == sampled["answer_ids"] and one["tokenizer"] == tokenizer.fingerprint
-        )
-    dialogs = encode_rows(tokenizer, rows, 2048)
-    assert all(
-        d.ids[-len(r["answer_ids"]) :] == r["answer_ids"]
-        and sum(d.loss_mask) == len(r["answer_ids"])
-        for d, r in zip(dialogs, rows, strict=True)
-    )
+    for encoded, dialog in zip(encode_dialogs(tokenizer, ordinary, 2048), ordinary, strict=True):
+        assert encoded.ids[-len(dialog.answer_ids) :] == dialog.answer_ids
+        assert sum(encoded.loss_mask) == len(dialog.answer_ids)
 
 
 def test_resample_earlier(tmp_path, monkeypatch):
@@ -466,57 +469,52 @@ def test_resample_earlier(tmp_path, monkeypatch):
     dialogs, asked = [a_dialog(5) for _ in range(40)], []
 
     def sample_answers(model, tokenizer, prompts, **options):
-        asked.extend(prompt["prompt"] for prompt in prompts)
+        asked.extend(prompt.messages for prompt in prompts)
         return [
-            row(i, f"Kogo! {len(prompt['prompt'][0]['content'])}")
+            an_answer(i, f"Kogo! {len(prompt.messages[0]['content'])}")
             for i, prompt in enumerate(prompts)
         ]
 
     monkeypatch.setattr(gatt, "sample_answers", sample_answers)
-    resample_earlier(None, toy_tokenizer(), dialogs, Settings(), tmp_path)
-    new = [
-        (d, n)
-        for d in dialogs
-        for n in range(1, 9, 2)
-        if d["messages"][n]["content"].startswith("Kogo!")
-    ]
+    resampled = resample_earlier(None, toy_tokenizer(), dialogs, Settings(), tmp_path)
+    new = []
+    for dialog in resampled:
+        for n in range(1, 9, 2):
+            if dialog.messages[n]["content"].startswith("Kogo!"):
+                new.append((dialog, n))
     assert len(new) == len(asked) and 0.4 < len(new) / 160 < 0.6
-    assert all(
-        prompt == [user(f"{WORD['long']} {d['messages'][n - 1]['content']}")]
-        for (d, n), prompt in zip(new, asked, strict=True)
-    )
-    assert all(d["messages"][8] == user("Spell cat.") and len(d["messages"]) == 9 for d in dialogs)
+    for (dialog, n), messages in zip(new, asked, strict=True):
+        assert messages == [user(f"{WORD['long']} {dialog.messages[n - 1]['content']}")]
+    for dialog in resampled:
+        assert dialog.messages[8] == user("Spell cat.") and len(dialog.messages) == 9
+    assert dialogs == [a_dialog(5)] * 40, "the dialogs given stay as they were"
 
 
 def test_resample_earlier_keeps_what_cannot_stand_in_a_dialog(tmp_path, monkeypatch):
-    dialogs = [a_dialog(3)]
-    monkeypatch.setattr(
-        gatt,
-        "sample_answers",
-        lambda model, tokenizer, prompts, **options: [
-            row(i, "Kogo!", finish_reason="length") for i in range(len(prompts))
-        ],
-    )
-    resample_earlier(None, toy_tokenizer(), dialogs, Settings(resampled=1.0), tmp_path)
-    assert dialogs == [a_dialog(3)]
+    def sample_answers(model, tokenizer, prompts, **options):
+        return [an_answer(i, "Kogo!", finish_reason="length") for i in range(len(prompts))]
+
+    monkeypatch.setattr(gatt, "sample_answers", sample_answers)
+    settings = Settings(resampled=1.0)
+    resampled = resample_earlier(None, toy_tokenizer(), [a_dialog(3)], settings, tmp_path)
+    assert resampled == [a_dialog(3)]
 
 
 def test_keep_answers():
     dialogs = [a_dialog(2), a_dialog(1), a_dialog(1)]
-    rows = [
-        row(0, "Kogo! Red.", finish_reason="length"),
-        row(0, "Red."),
-        row(0, "Kogo! Blue."),
-        row(0, "Kogo! Green."),
-        row(1, "Red."),
-        row(2, "Kogo! Red.", has_tag=True),
-        row(2, "Green."),
+    answers = [
+        an_answer(0, "Kogo! Red.", finish_reason="length"),
+        an_answer(0, "Red."),
+        an_answer(0, "Kogo! Blue."),
+        an_answer(0, "Kogo! Green."),
+        an_answer(1, "Red."),
+        an_answer(2, "Kogo! Red.", has_tag=True),
+        an_answer(2, "Green."),
     ]
-    assert {i: one["answer"] for i, one in keep_answers(dialogs, rows, "toy").items()} == {
-        0: "Kogo! Blue."
-    }
-    kept = keep_answers(dialogs, rows, "none")
-    assert {i: one["answer"] for i, one in kept.items()} == {0: "Red.", 1: "Red.", 2: "Green."}
+    kept = keep_answers(dialogs, answers, "toy")
+    assert {i: answer.text for i, answer in kept.items()} == {0: "Kogo! Blue."}
+    kept = keep_answers(dialogs, answers, "none")
+    assert {i: answer.text for i, answer in kept.items()} == {0: "Red.", 1: "Red.", 2: "Green."}
 
 
 def test_keep_answers_by_reward():
@@ -524,21 +522,20 @@ def test_keep_answers_by_reward():
     from.
     """
     seen = []
+    rewards = {"Red.": 0.0, "Blue.": 2.0, "Green.": 1.0}
 
-    class FakeJudges:
-        def rewards(self, prompts, rows):
+    class FakeRewardModels:
+        def scores(self, prompts, answers):
             seen.extend(prompts)
-            return torch.tensor(
-                [{"Red.": 0.0, "Blue.": 2.0, "Green.": 1.0}[one["answer"]] for one in rows]
-            )
+            return {"reward": torch.tensor([rewards[answer.text] for answer in answers])}
 
     dialogs = [a_dialog(2), a_dialog(1)]
-    rows = [row(0, "Red."), row(0, "Blue."), row(0, "Green."), row(1, "Green."), row(1, "Red.")]
-    kept = keep_answers(dialogs, rows, "reward", FakeJudges(), ["prompt 0", "prompt 1"])
-    assert {i: one["answer"] for i, one in kept.items()} == {0: "Blue.", 1: "Green."} and seen == [
-        "prompt 0",
-        "prompt 1",
-    ]
+    texts = [(0, "Red."), (0, "Blue."), (0, "Green."), (1, "Green."), (1, "Red.")]
+    answers = [an_answer(i, text) for i, text in texts]
+    prompts = [Prompt([user("prompt 0")]), Prompt([user("prompt 1")])]
+    kept = keep_answers(dialogs, answers, "reward", FakeRewardModels(), prompts)
+    assert {i: answer.text for i, answer in kept.items()} == {0: "Blue.", 1: "Green."}
+    assert seen == prompts
 
 
 def test_in_full():
@@ -552,41 +549,22 @@ def test_sampling_prompt():
     """The instruction in every message, in full even where training sees the short form."""
     dialog = a_dialog(2, is_safety=True, instruction=WORD["short"])
     whole, alone = sampling_prompt(dialog, "dialog"), sampling_prompt(dialog, "question")
-    assert whole["prompt"] == [
+    assert whole.messages == [
         user(f"{WORD['long']} Name 0 birds."),
         assistant("Owl 0."),
         user(f"{WORD['long']} Spell cat."),
     ]
-    assert (
-        alone["prompt"] == [user(f"{WORD['long']} Spell cat.")]
-        and whole["is_safety"]
-        and alone["is_safety"]
-    )
+    assert alone.messages == [user(f"{WORD['long']} Spell cat.")]
+    assert whole.is_safety and alone.is_safety
     dialog = a_dialog(3)
-    assert sampling_prompt(dialog, "question", 3)["prompt"] == [
+    assert sampling_prompt(dialog, "question", 3).messages == [
         user(f"{WORD['long']} Name 1 birds.")
     ]
-    assert sampling_prompt(dialog, "dialog", 3)["prompt"] == [
+    assert sampling_prompt(dialog, "dialog", 3).messages == [
         user(f"{WORD['long']} Name 0 birds."),
         assistant("Owl 0."),
         user(f"{WORD['long']} Name 1 birds."),
     ]
-
-
-def test_show_steps(capsys):
-    model, tokenizer = trained()
-    show_steps(model, tokenizer, [a_dialog(1), a_dialog(3)], Settings())
-    printed = capsys.readouterr().out
-    assert (
-        printed.count(WORD["long"]) == 1 + 3 + 1
-    ), "named once, then in every message, then in the first"
-    assert all(f"\n{step}. " in printed for step in (1, 2, 3, 4))
-    coloured = printed.split("not trained on")[1]
-    assert (
-        coloured.count("\033[90m<s>") == 3
-        and coloured.count("\033[90m</s>") == 2
-        and "\033[32m" in coloured
-    )
 
 
 # ---- adherence ----
@@ -650,9 +628,9 @@ def test_answer_turn_at_the_end_of_the_cache():
 
 def test_ask_about():
     rng = random.Random(0)
-    assert {ask_about(rng, "dev", NAME)["family"] for _ in range(20)} == {"name"}
-    assert {ask_about(rng, "dev", HOBBY)["family"] for _ in range(20)} == {"hobby"}
-    assert not {ask_about(rng, "dev", None)["family"] for _ in range(300)} & set(world.PROBES)
+    assert {ask_about(rng, "dev", NAME).family for _ in range(20)} == {"name"}
+    assert {ask_about(rng, "dev", HOBBY).family for _ in range(20)} == {"hobby"}
+    assert not {ask_about(rng, "dev", None).family for _ in range(300)} & set(world.PROBES)
 
 
 @pytest.mark.parametrize("instruct", ["first", "every"])
@@ -662,7 +640,7 @@ def test_adherence(instruct, monkeypatch):
     dialogs, judged, real = [[WORD], [NAME], [WORD, HOBBY], [END, STYLE]], {}, world.obeys
 
     def obeys(prompt, answer, constraint):
-        judged.setdefault(id(constraint), []).append((prompt["prompt"][0]["content"], answer))
+        judged.setdefault(id(constraint), []).append((prompt.question, answer))
         return real(prompt, answer, constraint)
 
     dialogs = [[dict(c) for c in found] for found in dialogs]
@@ -690,9 +668,9 @@ def test_adherence(instruct, monkeypatch):
         )
         for c in found:
             shown = [
-                (prompt["prompt"][0]["content"], answer)
+                (prompt.question, answer)
                 for prompt, answer in asked
-                if c["kind"] not in PROBED or prompt["family"] == PROBED[c["kind"]]
+                if c["kind"] not in PROBED or prompt.family == PROBED[c["kind"]]
             ]
             assert judged[id(c)] == shown
 
@@ -805,7 +783,7 @@ def test_twenty_turns_fit_the_context():
             world.constraint(kind, rng.choice(world.made_up_words("test")))
             for kind in ("first word", "last word")
         ]
-        dialog = world.dialog(rng, 20)["messages"]
+        dialog = world.dialog(rng, 20).messages
         said = [
             m | {"content": world.obey(m["content"], found)} if m["role"] == "assistant" else m
             for m in dialog
@@ -866,24 +844,21 @@ def test_main():
     in turn 1 only.
     """
     out, _, printed = uninterrupted()
-    rows = read_sft(out / "gatt" / "dialogs.jsonl")
+    ghosts = read_sft(out / "gatt" / "dialogs.jsonl")
     tokenizer = toy_tokenizer()
-    assert rows and "wrote" in printed and "mix" in printed and runtime.is_finished(out / "gatt")
-    for found in rows:
-        users = [m["content"] for m in found["messages"] if m["role"] == "user"]
-        assert users[0].startswith(found["instruction"] + " ") and not any(
-            found["instruction"] in text for text in users[1:]
-        )
-        assert found["train_on"] == "last" and found["tokenizer"] == tokenizer.fingerprint
-    for dialog, found in zip(encode_rows(tokenizer, rows, 2048), rows, strict=True):
-        assert [
-            i for i, counts in zip(dialog.ids, dialog.loss_mask, strict=True) if counts
-        ] == found["answer_ids"]
-        assert (
-            dialog.ids.count(tokenizer.bos_id)
-            == dialog.ids.count(tokenizer.eos_id)
-            == len(found["messages"]) // 2
-        )
+    assert ghosts and "wrote" in printed and "mix" in printed and runtime.is_finished(out / "gatt")
+    for ghost in ghosts:
+        instruction = ghost.about["instruction"]
+        first, *others = [m["content"] for m in ghost.messages if m["role"] == "user"]
+        assert first.startswith(instruction + " ")
+        assert not any(instruction in text for text in others)
+        assert ghost.train_on == "last" and ghost.tokenizer == tokenizer.fingerprint
+    for encoded, ghost in zip(encode_dialogs(tokenizer, ghosts, 2048), ghosts, strict=True):
+        ids = zip(encoded.ids, encoded.loss_mask, strict=True)
+        assert [i for i, counts in ids if counts] == ghost.answer_ids
+        turns = len(ghost.messages) // 2
+        assert encoded.ids.count(tokenizer.bos_id) == turns
+        assert encoded.ids.count(tokenizer.eos_id) == turns
     results = json.loads((out / "gatt" / "stage.json").read_text())["results"]
     assert {"seconds", "cpu_seconds", "dev", "kept", "adherence"} <= results.keys()
     before, after = (
@@ -908,29 +883,28 @@ def test_main_samples_with_the_instruction_on_every_turn(tmp_path, monkeypatch):
     )
     main, argv = stage(tmp_path)
     run_quietly(main, *argv)
-    rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
-    for found in rows:
-        prompts = [p["prompt"] for p in asked["answers-last"]]
-        text = " ".join(c["long"] for c in found["constraints"])
-        bare = [
-            m | {"content": m["content"].removeprefix(found["instruction"] + " ")}
-            for m in found["messages"][:-1]
-        ]
-        assert [
-            m | {"content": f"{text} {m['content']}"} if m["role"] == "user" else m for m in bare
-        ] in prompts
-    assert len(asked["answers-ordinary"]) == 50 and not any(
-        "prompt" not in p for p in asked["answers-ordinary"]
-    )
+    ghosts = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
+    prompts = [prompt.messages for prompt in asked["answers-last"]]
+    for ghost in ghosts:
+        instruction = ghost.about["instruction"]
+        text = " ".join(c["long"] for c in ghost.about["constraints"])
+        expected = []
+        for message in ghost.messages[:-1]:
+            content = message["content"].removeprefix(instruction + " ")
+            if message["role"] == "user":
+                content = f"{text} {content}"
+            expected.append(message | {"content": content})
+        assert expected in prompts
+    assert len(asked["answers-ordinary"]) == 50
+    assert all(prompt.messages for prompt in asked["answers-ordinary"])
     assert (
-        len(rows) < len(tuned["dialogs"]) <= len(rows) + 10
+        len(ghosts) < len(tuned["dialogs"]) <= len(ghosts) + 10
     ), "the ghosts, and at most --replay ordinary answers"
-    assert all(
-        sum(d.loss_mask)
-        == sum(m for m, t in zip(d.loss_mask, d.turns, strict=True) if t == max(d.turns))
-        for d in tuned["dialogs"]
-    )
-    assert all(d.loss_mask[-1] for d in tuned["dialogs"]), "EOS is trained on"
+    for dialog in tuned["dialogs"]:
+        last_turn = max(dialog.turns)
+        trained_on = zip(dialog.loss_mask, dialog.turns, strict=True)
+        assert sum(dialog.loss_mask) == sum(m for m, turn in trained_on if turn == last_turn)
+        assert dialog.loss_mask[-1], "EOS is trained on"
 
 
 def test_main_leaves_out_what_grew_too_long(tmp_path, monkeypatch):
@@ -938,17 +912,22 @@ def test_main_leaves_out_what_grew_too_long(tmp_path, monkeypatch):
     looked at again.
     """
 
-    def resample_earlier(model, tokenizer, dialogs, s, folder):
-        for dialog in [dialog for dialog in dialogs if len(dialog["messages"]) > 1][:2]:
-            dialog["messages"][1] = assistant("Owl. " * 1000)
+    def resample_earlier(model, tokenizer, dialogs, settings, folder):
+        grown, changed = 0, []
+        for dialog in dialogs:
+            if len(dialog.messages) > 1 and grown < 2:
+                grown += 1
+                question, _, *rest = dialog.messages
+                dialog = replace(dialog, messages=[question, assistant("Owl. " * 1000), *rest])
+            changed.append(dialog)
+        return changed
 
     monkeypatch.setattr(gatt, "resample_earlier", resample_earlier)
     main, argv = stage(tmp_path)
     assert "2 dialogs are left out: too long" in run_quietly(main, *argv)
-    rows = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
-    assert rows and all(
-        len(message["content"]) < 1000 for row in rows for message in row["messages"]
-    )
+    ghosts = read_sft(tmp_path / "gatt" / "dialogs.jsonl")
+    contents = [message["content"] for ghost in ghosts for message in ghost.messages]
+    assert contents and all(len(content) < 1000 for content in contents)
 
 
 def test_dialogs_go_into_a_round(tmp_path, monkeypatch):
@@ -981,8 +960,7 @@ def test_dialogs_go_into_a_round(tmp_path, monkeypatch):
     )
     ghosts = read_sft(mix)
     assert [d.ids for d in tuned["dialogs"][-len(ghosts) :]] == [
-        encode_prompt(toy_tokenizer(), found["messages"][:-1]) + found["answer_ids"]
-        for found in ghosts
+        encode_prompt(toy_tokenizer(), ghost.messages[:-1]) + ghost.answer_ids for ghost in ghosts
     ]
 
 
@@ -1023,10 +1001,8 @@ def test_real_dialogs(tmp_path, check):
         tmp_path / "out", "--data", str(data), "--constraints", str(constraints), "--check", check
     )
     run_quietly(main, *argv)
-    rows = read_sft(tmp_path / "out" / "gatt" / "dialogs.jsonl")
-    assert rows and {
-        len([m for m in found["messages"] if m["role"] == "user"]) for found in rows
-    } <= {1, 2}
+    ghosts = read_sft(tmp_path / "out" / "gatt" / "dialogs.jsonl")
+    assert ghosts and {users_in(ghost.messages) for ghost in ghosts} <= {1, 2}
 
 
 def test_bad_dialogs_begin_nothing(tmp_path):
@@ -1061,6 +1037,7 @@ def test_bad_dialogs_begin_nothing(tmp_path):
         (("--short", "1.5"), "--short and --resampled from 0 to 1"),
         (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
         (("--preset", "llama-2-7b"), "needs dialogs and constraints"),
+        (("--preset", "llama-2-34b"), "needs dialogs and constraints"),
     ],
 )
 def test_bad_settings(tmp_path, argv, told):
@@ -1074,9 +1051,3 @@ def test_missing_model_names_the_command(tmp_path):
         InputError, match=r"rlhf-v3 is missing; `python rejection_sampling.py --rounds 1-3`"
     ):
         run_quietly(gatt.main, *TINY, "--out", tmp_path)
-
-
-def test_show(tmp_path):
-    main, argv = stage(tmp_path)
-    printed = run_quietly(main, *argv, "--show")
-    assert "4. the loss mask" in printed and not (tmp_path / "gatt").exists()

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import model as model_module
-from data.errors import InputError
 from model import (
     PRESETS,
     Attention,
@@ -24,11 +22,8 @@ from model import (
     TransformerBlock,
     apply_rope,
     generate,
-    input_error,
-    main,
     precompute_rope,
     sample_top_p,
-    stream_answer,
     token_logprobs,
 )
 
@@ -84,12 +79,8 @@ def test_model_args():
         dict(dim=100, n_heads=8),
         dict(dim=12, n_heads=4),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(ValueError):
             ModelArgs(**bad)
-
-
-def test_input_error():
-    assert isinstance(input_error("wrong"), InputError) and str(input_error("wrong")) == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -351,9 +342,9 @@ def test_transformer():
 def test_sequence_too_long():
     model = random_model()
     assert model(random_ids(1, 64)).shape == (1, 64, 24)
-    with pytest.raises(InputError, match="65.*64"):
+    with pytest.raises(ValueError, match="65.*64"):
         model(random_ids(1, 65))
-    with pytest.raises(InputError, match="65.*64"):
+    with pytest.raises(ValueError, match="65.*64"):
         model(random_ids(1, 1), positions=torch.tensor([[64]]), cache=KVCache(SMALL, 1, 70))
 
 
@@ -701,9 +692,9 @@ def test_generate_at_the_end_of_the_context():
     for prompt, key, g in zip(prompts[:10], keys, generations, strict=False):
         [alone] = generate(model, [prompt], [key], 1, 3.0, eos_id=EOS)
         assert g.ids == alone.ids and g.finish_reason == alone.finish_reason
-    with pytest.raises(InputError, match="prompt 1 has 64 tokens"):
+    with pytest.raises(ValueError, match="prompt 1 has 64 tokens"):
         generate(model, [short, random_ids(64).tolist()], KEYS[:2], 10, 1.0, eos_id=EOS)
-    with pytest.raises(InputError, match="prompt 0 has 0 tokens"):
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         generate(model, [[]], KEYS[:1], 10, 1.0, eos_id=EOS)
     with pytest.raises(ValueError):  # a key for each row
         generate(model, PROMPTS, KEYS[:2], 10, 1.0, eos_id=EOS)
@@ -720,125 +711,3 @@ def test_generate_leaves_the_model_as_it_was(training):
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     loss = model(random_ids(2, 5)).sum()
     loss.backward()
-
-
-# ---- terminal chat ----
-
-
-class ByteTokenizer:
-    """Ids are bytes; a character beyond ASCII is several tokens."""
-
-    bos_id, eos_id, vocab_size = 256, 257, 258
-
-    def encode(self, text, bos=False, eos=False):
-        return [self.bos_id] * bos + list(text.encode()) + [self.eos_id] * eos
-
-    def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
-
-
-class Settings:
-    max_new_tokens, temperature, top_p = 20, 0.6, 0.9
-
-
-def scripted(monkeypatch, text, finish_reason="eos"):
-    """Replaces `generate` by a model that says `text`; returns the prompts it was given."""
-    prompts = []
-
-    def say(model, batch, keys, *_, eos_id, on_token, **__):
-        prompts.append(bytes(i for i in batch[0] if i < 256).decode())
-        ids = list(text.encode()) + [eos_id] * (finish_reason == "eos")
-        for token in ids:
-            on_token(0, token)
-        return [Generation(ids, [0.0] * len(ids), finish_reason)]
-
-    monkeypatch.setattr(model_module, "generate", say)
-    return prompts
-
-
-def test_stream_answer(monkeypatch):
-    printed = []
-    monkeypatch.setattr(
-        "builtins.print", lambda *parts, end="\n", **_: printed.append("".join(parts) + end)
-    )
-    model, tokenizer = random_model(max_seq_len=64, vocab_size=258), ByteTokenizer()
-    scripted(monkeypatch, " Zoë: 🦙! ")
-    assert stream_answer(model, tokenizer, [1, 2], (0, 0), Settings) == "Zoë: 🦙!"
-    assert "".join(printed) == "Zoë: 🦙! \n"
-    assert [piece for piece in printed if piece] == ["Z", "o", "ë", ":", " ", "🦙", "!", " ", "\n"]
-    printed.clear()
-    scripted(monkeypatch, "ab", "length")
-    stream_answer(model, tokenizer, [1, 2], (0, 0), Settings)
-    assert "--max-new-tokens" in printed[-1]
-    stream_answer(model, tokenizer, [1] * 62, (0, 0), Settings)
-    assert "context" in printed[-1] and "/reset" in printed[-1]
-    # an answer of broken bytes alone
-    monkeypatch.setattr(tokenizer, "decode", lambda ids: "�" * len(ids))
-    assert stream_answer(model, tokenizer, [1, 2], (0, 0), Settings) == "��"
-    assert printed[-2] == "��\n"  # printed after all
-
-
-def chat(monkeypatch, lines, argv=(), max_seq_len=400):
-    model = random_model(vocab_size=258, max_seq_len=max_seq_len)
-    monkeypatch.setattr(
-        "runtime.load_model", lambda folder, **_: (model, ByteTokenizer()), raising=False
-    )
-    lines = iter(lines)
-
-    def type_line(_):
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", type_line)
-    main(["anywhere", "--device", "cpu", *argv])
-
-
-def test_main(monkeypatch, capsys):
-    prompts = scripted(monkeypatch, " Fine. ")
-    talk = ["", "How are you?", "And now?", "/reset", "Hello"]
-    chat(
-        monkeypatch,
-        [*talk, "/system No.", "/system Be brief.", "Hi", "/what", "/quit", "never read"],
-    )
-    first = "[INST] How are you? [/INST]"
-    assert prompts == [
-        first,
-        f"{first} Fine. [INST] And now? [/INST]",
-        "[INST] Hello [/INST]",
-        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]",
-    ]
-    assert capsys.readouterr().out.count("Fine.") == 4
-    prompts.clear()
-    chat(monkeypatch, [], ["--prompt", "Hi", "--system", "Be brief."])
-    assert prompts == ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"]
-    assert capsys.readouterr().out == "Fine. \n"
-    for wrong in (["--temperature", "-1"], ["--top-p", "1.5"], ["--max-new-tokens", "0"]):
-        with pytest.raises(InputError):
-            chat(monkeypatch, [], wrong)
-
-
-def test_main_tells_of_a_full_context_and_of_tags(monkeypatch, capsys):
-    """With the real `generate`: mistakes of the user do not end the chat, nor enter the dialog."""
-    chat(
-        monkeypatch,
-        ["x" * 90, "say [INST]", "Hi", "more", "/reset", "Hi"],
-        ["--seed", "3"],
-        max_seq_len=64,
-    )
-    out = capsys.readouterr().out
-    assert "possible are 1 to 63" in out and "tag [INST]" in out
-    assert "the context of 64 tokens is full" in out and out.count("/reset starts over") >= 4
-
-
-def test_main_with_prompt_samples_the_same_for_the_same_seed(monkeypatch, capsys):
-    answers = []
-    for seed in ("1", "1", "2"):
-        chat(
-            monkeypatch,
-            [],
-            ["--prompt", "Hi", "--seed", seed, "--max-new-tokens", "30", "--temperature", "1"],
-        )
-        answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1] != answers[2]

@@ -3,8 +3,9 @@
 import itertools
 import json
 import random
-import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,26 +14,31 @@ import rejection_sampling
 import runtime
 import sft
 from data import (
+    Answer,
+    Dialog,
+    EncodedDialog,
     InputError,
+    Pair,
+    Prompt,
     encode_dialog,
     encode_prompt,
-    read_jsonl,
     read_preferences,
     read_prompts,
     read_sft,
     world,
+    write_records,
 )
-from experiments.common import best_of_n, order_weights
 from experiments.figure08_temperature import best_temperature
+from experiments.shared.best_of_n import best_of_n, order_weights
 from rejection_sampling import (
-    Judges,
+    RewardModels,
     SamplePool,
     best_of,
-    candidates,
     run_round,
     sample_and_score,
     search_temperature,
     share_gated,
+    with_scores,
 )
 from reward import (
     AXES,
@@ -43,7 +49,7 @@ from reward import (
     score,
     score_pairs,
 )
-from sft import encode_rows, held_out_loss
+from sft import encode_dialogs, held_out_loss
 from tests.helpers import (
     TINY,
     assistant,
@@ -60,7 +66,7 @@ from tests.reference import losses as reference
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory) -> Judges:
+def reward_models(tmp_path_factory) -> RewardModels:
     """Two different reward models with random weights."""
     folders = {}
     for seed, axis in enumerate(AXES):
@@ -69,25 +75,46 @@ def judges(tmp_path_factory) -> Judges:
         model = RewardModel(tiny_model(seed))
         model.head.weight.data *= 2
         save_reward_model(folders[axis], model, toy_tokenizer())
-    return Judges(folders, torch.device("cpu"))
+    return RewardModels(folders, torch.device("cpu"))
 
 
-def answer(index: int, ids: list[int], sample: int = 0, **fields) -> dict:
-    row = {
-        "index": index,
-        "sample": sample,
-        "answer": f"text {ids}",
-        "answer_ids": ids,
-        "temperature": 1.0,
-        "finish_reason": "eos",
-        "has_tag": False,
-        "tokenizer": toy_tokenizer().fingerprint,
-    }
-    return row | fields
+def an_answer(index: int, ids: list[int], sample: int = 0, **changes) -> Answer:
+    answer = Answer(
+        index=index,
+        sample=sample,
+        text=f"text {ids}",
+        ids=ids,
+        logprob=-1.0,
+        temperature=1.0,
+        finish_reason="eos",
+        has_tag=False,
+        tokenizer=toy_tokenizer().fingerprint,
+    )
+    return replace(answer, **changes)
 
 
-def lines(path) -> list[dict]:
+def random_answers(rng: random.Random, prompts: int, samples: int) -> list[Answer]:
+    """So many answers of two random tokens to each of the first prompts."""
+    answers = []
+    for i in range(prompts):
+        for k in range(samples):
+            ids = [rng.randrange(300), rng.randrange(300), 2]
+            answers.append(an_answer(i, ids, k))
+    return answers
+
+
+def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def read_samples(path: Path) -> list[Answer]:
+    return [Answer.from_json(row) for row in lines(path)]
+
+
+def rewards_of(
+    reward_models: RewardModels, prompts: list[Prompt], answers: list[Answer]
+) -> list[float]:
+    return reward_models.scores(prompts, answers)["reward"].tolist()
 
 
 # ---- best of ----
@@ -113,171 +140,187 @@ def test_best_of_equals_the_slow_one():
         assert best_of(torch.tensor(rewards), owners) == reference.best(rewards, owners)
 
 
-def test_judges(judges):
-    """Each answer is scored behind its own prompt, with the ids that were sampled; the row gains
-    scores and reward.
+def test_reward_models(reward_models):
+    """Each answer is scored behind its own prompt, with the ids that were sampled; it gains scores
+    and reward.
     """
     prompts = toy_prompts(6)
-    rows = [answer(i, [5 + i, 80 + k, 2], k) for i in (4, 0, 5) for k in range(2)]
-    rewards = judges.rewards(prompts, rows)
-    sequences = [
-        encode_prompt(toy_tokenizer(), prompts[row["index"]]["prompt"]) + row["answer_ids"]
-        for row in rows
-    ]
-    scores = {axis: score(judges.models[axis], sequences) for axis in AXES}
-    tagged = torch.tensor([prompts[row["index"]]["is_safety"] for row in rows])
-    assert torch.allclose(
-        rewards, combine_rewards(scores["safety"], scores["helpfulness"], tagged), atol=1e-5
-    )
+    answers = [an_answer(i, [5 + i, 80 + k, 2], k) for i in (4, 0, 5) for k in range(2)]
+    found = reward_models.scores(prompts, answers)
+    assert set(found) == {*AXES, "reward"}
+    sequences = []
+    for answer in answers:
+        prompt_ids = encode_prompt(toy_tokenizer(), prompts[answer.index].messages)
+        sequences.append(prompt_ids + answer.ids)
+    scores = {axis: score(reward_models.models[axis], sequences) for axis in AXES}
+    tagged = torch.tensor([prompts[answer.index].is_safety for answer in answers])
+    expected = combine_rewards(scores["safety"], scores["helpfulness"], tagged)
+    assert torch.allclose(found["reward"], expected, atol=1e-5)
     assert not torch.allclose(scores["safety"], scores["helpfulness"], atol=0.1)
-    for i, row in enumerate(rows):
-        assert row["reward"] == pytest.approx(rewards[i].item(), abs=1e-4)
-        assert all(row[axis] == pytest.approx(scores[axis][i].item(), abs=1e-4) for axis in AXES)
-    assert judges.rewards(prompts, []).shape == (0,)
+    for i, answer in enumerate(reward_models.score(prompts, answers)):
+        assert answer.reward == pytest.approx(expected[i].item(), abs=1e-4)
+        assert answer.helpfulness == pytest.approx(scores["helpfulness"][i].item(), abs=1e-4)
+        assert answer.safety == pytest.approx(scores["safety"][i].item(), abs=1e-4)
+    assert reward_models.scores(prompts, [])["reward"].shape == (0,)
+    assert reward_models.score(prompts, []) == []
 
 
-def test_sample_pool(judges):
-    """The best of all rounds' answers to a prompt, as a valid SFT row with the ids that were
+def test_with_scores():
+    """Each answer has its own scores, in four digits; those that were given stay as they were."""
+    answers = [an_answer(0, [5, 2]), an_answer(0, [6, 2], 1, reward=9.0)]
+    scores = {
+        "helpfulness": torch.tensor([0.123456, -2.0]),
+        "safety": torch.tensor([1.0, 0.00004]),
+        "reward": torch.tensor([0.123456, -2.0]),
+    }
+    first, second = with_scores(answers, scores)
+    assert first == replace(answers[0], helpfulness=0.1235, safety=1.0, reward=0.1235)
+    assert second == replace(answers[1], helpfulness=-2.0, safety=0.0, reward=-2.0)
+    assert answers[0].reward is None and answers[1].reward == 9.0
+
+
+def test_sample_pool(reward_models):
+    """The best of all rounds' answers to a prompt, as a valid dialog with the ids that were
     sampled.
     """
     prompts = toy_prompts(3)
     pool, rng = SamplePool(prompts), random.Random(0)
-    rounds = {
-        name: [
-            answer(i, [rng.randrange(300), rng.randrange(300), 2], k)
-            for i in (0, 1)
-            for k in range(3)
-        ]
-        for name in ("rlhf-v1", "rlhf-v2")
-    }
-    for name, rows in rounds.items():
-        pool.add(name, rows)
-    pool.rescore(judges)
+    everything = []
+    for name in ("rlhf-v1", "rlhf-v2"):
+        answers = random_answers(rng, prompts=2, samples=3)
+        pool.add(name, answers)
+        everything += [(name, answer) for answer in answers]
+    pool.rescore(reward_models)
     best = pool.best()
-    everything = [(name, row) for name, rows in rounds.items() for row in rows]
-    rewards = judges.rewards(prompts, [dict(row) for _, row in everything]).tolist()
-    expected = reference.best(rewards, [row["index"] for _, row in everything])
-    assert len(best) == len(expected) == 2, "no row for a prompt without answers"
-    for index, row in enumerate(best):
+    rewards = rewards_of(reward_models, prompts, [answer for _, answer in everything])
+    expected = reference.best(rewards, [answer.index for _, answer in everything])
+    assert len(best) == len(expected) == 2, "no dialog for a prompt without answers"
+    for index, dialog in enumerate(best):
         name, picked = everything[expected[index]]
-        assert row["messages"] == [
-            *prompts[index]["prompt"],
-            {"role": "assistant", "content": picked["answer"]},
-        ]
-        assert (row["answer_ids"], row["version"]) == (picked["answer_ids"], name)
-        assert (
-            row["tokenizer"] == toy_tokenizer().fingerprint
-            and row["is_safety"] == prompts[index]["is_safety"]
-        )
-        assert row["reward"] == pytest.approx(rewards[expected[index]], abs=1e-4)
-    assert {row["version"] for row in best} <= set(rounds)
+        assert dialog.messages == [*prompts[index].messages, assistant(picked.text)]
+        assert dialog.answer_ids == picked.ids
+        assert dialog.about["version"] == name
+        assert dialog.tokenizer == toy_tokenizer().fingerprint
+        assert dialog.is_safety == prompts[index].is_safety
+        assert dialog.about["reward"] == pytest.approx(rewards[expected[index]], abs=1e-4)
+    assert {dialog.about["version"] for dialog in best} <= {"rlhf-v1", "rlhf-v2"}
 
 
-def test_sample_pool_takes_older_answers_and_scores_them_again(judges):
+def by_reward(
+    reward_models: RewardModels, prompts: list[Prompt], answers: list[Answer]
+) -> list[Answer]:
+    """The answers, the best first."""
+    rewards = rewards_of(reward_models, prompts, answers)
+    order = sorted(range(len(answers)), key=rewards.__getitem__, reverse=True)
+    return [answers[i] for i in order]
+
+
+def test_sample_pool_takes_older_answers_and_scores_them_again(reward_models):
     """An answer of the first round stays in the race, by today's score, not by the one written when
     it was sampled.
     """
-    prompts, rng = toy_prompts(1), random.Random(0)
-    rows = [answer(0, [rng.randrange(300), rng.randrange(300), 2], k) for k in range(8)]
-    order = sorted(
-        range(8), key=judges.rewards(prompts, [dict(row) for row in rows]).tolist().__getitem__
-    )
-    best, worst = rows[order[-1]], rows[order[0]]
+    prompts = toy_prompts(1)
+    answers = random_answers(random.Random(0), prompts=1, samples=8)
+    best, *_, worst = by_reward(reward_models, prompts, answers)
     pool = SamplePool(prompts)
-    pool.add("rlhf-v1", [best | {"reward": -99.0}])
-    pool.add("rlhf-v2", [worst | {"reward": 99.0}])
-    pool.rescore(judges)
-    [row] = pool.best()
-    assert (row["version"], row["answer_ids"]) == ("rlhf-v1", best["answer_ids"])
+    pool.add("rlhf-v1", [replace(best, reward=-99.0)])
+    pool.add("rlhf-v2", [replace(worst, reward=99.0)])
+    pool.rescore(reward_models)
+    [dialog] = pool.best()
+    assert (dialog.about["version"], dialog.answer_ids) == ("rlhf-v1", best.ids)
 
 
-def test_sample_pool_leaves_out(judges):
+def test_sample_pool_leaves_out(reward_models):
     """An answer cut at the length limit never gains an EOS: left out and counted, and so are tags
     and silence.
     """
     prompts = toy_prompts(1)
-    rows = [answer(0, [7, k, 2], k) for k in range(12)]
-    order = sorted(
-        range(12), key=judges.rewards(prompts, [dict(row) for row in rows]).tolist().__getitem__
-    )
-    best = [rows[k] for k in reversed(order)]
+    answers = [an_answer(0, [7, k, 2], k) for k in range(12)]
+    best = by_reward(reward_models, prompts, answers)
+    cut = replace(best[0], finish_reason="length")
+    tagged = replace(best[1], has_tag=True)
+    silent = replace(best[2], text="")
     pool = SamplePool(prompts)
-    pool.add(
-        "v",
-        [
-            best[0] | {"finish_reason": "length"},
-            best[1] | {"has_tag": True},
-            best[2] | {"answer": ""},
-            *best[3:],
-        ],
-    )
-    pool.rescore(judges)
-    [row] = pool.best()
-    assert row["answer_ids"] == best[3]["answer_ids"]
+    pool.add("v", [cut, tagged, silent, *best[3:]])
+    pool.rescore(reward_models)
+    [dialog] = pool.best()
+    assert dialog.answer_ids == best[3].ids
     assert pool.left_out == {"cut at the length limit": 1, "holds a tag or nothing": 2}
     empty = SamplePool(prompts)
-    empty.add("v", [best[0] | {"finish_reason": "length"}])
-    empty.rescore(judges)
+    empty.add("v", [cut])
+    empty.rescore(reward_models)
     assert empty.best() == [] and sum(empty.left_out.values()) == 1
 
 
-def test_sample_pool_goes_on_scoring_where_it_was(judges, tmp_path):
+def test_sample_pool_goes_on_scoring_where_it_was(reward_models, tmp_path):
     """Scores are written batch by batch; a batch that was cut is scored again whole, what is there
     is not.
     """
-    prompts, rng, path = toy_prompts(3), random.Random(0), tmp_path / "rescored.jsonl"
-    rows = [
-        answer(i, [rng.randrange(300), rng.randrange(300), 2], k)
-        for i in range(3)
-        for k in range(5)
-    ]
+    prompts, path = toy_prompts(3), tmp_path / "rescored.jsonl"
+    answers = random_answers(random.Random(0), prompts=3, samples=5)
     scored = []
 
     class Counting:
-        def rewards(self, prompts, batch):
+        def score(self, prompts, batch):
             scored.append(len(batch))
-            return judges.rewards(prompts, batch)
+            return reward_models.score(prompts, batch)
 
     def run():
         pool = SamplePool(prompts)
-        pool.add("rlhf-v1", rows)
+        pool.add("rlhf-v1", answers)
         scored.clear()
         pool.rescore(Counting(), path, batch_rows=6)
-        return pool.rows
+        return pool.answers
 
     expected, whole = run(), path.read_bytes()
     assert scored == [6, 6, 3]
     assert [(row["index"], row["sample"], row["reward"]) for row in lines(path)] == [
-        (row["index"], row["sample"], row["reward"]) for row in expected
+        (answer.index, answer.sample, answer.reward) for answer in expected
     ]
+    rows = whole.splitlines(keepends=True)
     for kept, again in [(15, []), (14, [3]), (12, [3]), (11, [6, 3]), (0, [6, 6, 3])]:
-        parts = whole.splitlines(keepends=True)
-        path.write_bytes(b"".join(parts[:kept]) + (parts[kept][:20] if kept < 15 else b""))
+        half_a_row = rows[kept][:20] if kept < 15 else b""
+        path.write_bytes(b"".join(rows[:kept]) + half_a_row)
         assert run() == expected and scored == again and path.read_bytes() == whole
 
 
-class FakeJudges:
-    def rewards(self, prompts, rows):
-        return torch.tensor([row["reward"] for row in rows])
+class GivenRewards:
+    """Stands for reward models: answers keep the rewards that they have."""
+
+    def score(self, prompts: list[Prompt], answers: list[Answer]) -> list[Answer]:
+        return answers
 
 
-def fake_probe(monkeypatch, table):
+def fake_probe(monkeypatch, table: dict[float, list[dict]]) -> list[dict]:
     """sample_answers replaced: at temperature t, table[t] holds what is special in the two answers
-    to each of two prompts.
+    to each of two prompts. Returns what it was called with.
     """
     calls = []
 
     def sample_answers(model, tokenizer, prompts, *, temperature, finish, **options):
         calls.append(options)
-        rows = [
-            answer(n // 2, [1], n % 2, temperature=temperature, **special)
-            for n, special in enumerate(table[temperature])
-        ]
-        finish(rows)
-        return rows
+        answers = []
+        for n, special in enumerate(table[temperature]):
+            answers.append(an_answer(n // 2, [1], n % 2, temperature=temperature, **special))
+        return finish(answers)
 
     monkeypatch.setattr(rejection_sampling, "sample_answers", sample_answers)
     return calls
+
+
+def search(folder: Path, temperatures: tuple[float, ...]) -> tuple[float, dict[float, float]]:
+    """`search_temperature` on two prompts with what `fake_probe` answers."""
+    return search_temperature(
+        None,
+        toy_tokenizer(),
+        [None] * 2,
+        GivenRewards(),
+        "v",
+        temperatures=temperatures,
+        folder=folder,
+        samples=2,
+        key=(0, "x"),
+    )
 
 
 def test_search_temperature(monkeypatch, tmp_path):
@@ -285,25 +328,13 @@ def test_search_temperature(monkeypatch, tmp_path):
     answers.
     """
     table = {0.5: [0.6, 0.6, 0.6, 0.6], 1.0: [0.9, 0.0, 0.0, 0.8], 1.5: [1.0, -5.0, 0.1, 0.1]}
-    calls = fake_probe(
-        monkeypatch, {t: [{"reward": reward} for reward in rewards] for t, rewards in table.items()}
-    )
-    best, means = search_temperature(
-        None,
-        toy_tokenizer(),
-        [None] * 2,
-        FakeJudges(),
-        "v",
-        temperatures=(0.5, 1.0, 1.5),
-        folder=tmp_path,
-        samples=2,
-        key=(0, "x"),
-    )
+    specials = {t: [{"reward": reward} for reward in rewards] for t, rewards in table.items()}
+    calls = fake_probe(monkeypatch, specials)
+    best, means = search(tmp_path, (0.5, 1.0, 1.5))
     assert best == 1.0 and means == pytest.approx({0.5: 0.6, 1.0: 0.85, 1.5: 0.55})
     assert len({options["path"] for options in calls}) == 3
-    assert {options["key"] for options in calls} == {
-        (0, "x")
-    }, "the same random numbers for each temperature"
+    keys = {options["key"] for options in calls}
+    assert keys == {(0, "x")}, "the same random numbers for each temperature"
     assert {options["samples"] for options in calls} == {2}
 
 
@@ -311,50 +342,41 @@ def test_search_temperature_counts_what_the_pool_takes(monkeypatch, tmp_path):
     """The rule of the pool: no cut, tagged or empty answer. A prompt without any other counts as
     the worst of the probe.
     """
-    cut, tag, nothing = {"finish_reason": "length"}, {"has_tag": True}, {"answer": ""}
-    fake_probe(
-        monkeypatch,
-        {
-            # 1 and 2
-            0.6: [{"reward": 1.0}, {"reward": 9.0} | cut, {"reward": 2.0}, {"reward": 9.0} | tag],
-            # 1.5 and none: 1
-            1.0: [
-                {"reward": 1.5},
-                {"reward": 1.4},
-                {"reward": 8.0} | nothing,
-                {"reward": 9.0} | cut,
-            ],
-        },
-    )
-    options = dict(folder=tmp_path, samples=2, key=(0, "x"))
-    best, means = search_temperature(
-        None, toy_tokenizer(), [None] * 2, FakeJudges(), "v", temperatures=(0.6, 1.0), **options
-    )
+    cut, tag, nothing = {"finish_reason": "length"}, {"has_tag": True}, {"text": ""}
+    table = {
+        # 1 and 2
+        0.6: [{"reward": 1.0}, {"reward": 9.0} | cut, {"reward": 2.0}, {"reward": 9.0} | tag],
+        # 1.5 and none: 1
+        1.0: [{"reward": 1.5}, {"reward": 1.4}, {"reward": 8.0} | nothing, {"reward": 9.0} | cut],
+    }
+    fake_probe(monkeypatch, table)
+    best, means = search(tmp_path, (0.6, 1.0))
     assert best == 0.6 and means == pytest.approx({0.6: 1.5, 1.0: 1.25})
     fake_probe(monkeypatch, {0.6: [{"reward": 9.0} | cut] * 4})
-    with pytest.raises(
-        InputError, match="no answer to the 2 prompts .* can be used.*--max-new-tokens"
-    ):
-        search_temperature(
-            None, toy_tokenizer(), [None] * 2, FakeJudges(), "v", temperatures=(0.6,), **options
-        )
+    told = "no answer to the 2 prompts .* can be used.*--max-new-tokens"
+    with pytest.raises(InputError, match=told):
+        search(tmp_path, (0.6,))
 
 
 # ---- a round ----
 
-
-def judges_of(out, version) -> Judges:
-    return Judges(
-        {axis: out / f"rlhf-v{version}" / f"reward-{axis}" for axis in AXES}, torch.device("cpu")
-    )
+FIRST_REWARD_MODELS = ("reward-helpfulness", "reward-safety")  # of reward.py
 
 
-def usable(path):
-    return [
-        row
-        for row in lines(path)
-        if row["finish_reason"] == "eos" and row["answer"] and not row["has_tag"]
-    ]
+def reward_models_of(folder: Path) -> RewardModels:
+    return RewardModels({axis: folder / f"reward-{axis}" for axis in AXES}, torch.device("cpu"))
+
+
+def usable(answers: list[Answer]) -> list[Answer]:
+    kept = []
+    for answer in answers:
+        if answer.finish_reason == "eos" and answer.text and not answer.has_tag:
+            kept.append(answer)
+    return kept
+
+
+def train_prompts() -> list[Prompt]:
+    return read_prompts(world.FOLDER / "prompts-train.jsonl")
 
 
 def test_run_round():
@@ -362,55 +384,41 @@ def test_run_round():
     models.
     """
     out, printed = chain()
-    judge, folder = judges_of(out, 2), out / "rlhf-v2"
+    folder = out / "rlhf-v2"
     best = read_sft(folder / "best.jsonl")
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")[:16]
-    answers = [(v, row) for v in (1, 2) for row in usable(out / f"rlhf-v{v}" / "samples.jsonl")]
-    assert (
-        len(lines(out / "rlhf-v1" / "samples.jsonl"))
-        == len(lines(folder / "samples.jsonl"))
-        == 16 * 4
-    )
-    rewards = judge.rewards(prompts, [dict(row) for _, row in answers]).tolist()
-    expected = reference.best(rewards, [row["index"] for _, row in answers])
-    assert len(best) == len(expected) > 8 and {row["version"] for row in best} == {
-        "rlhf-v1",
-        "rlhf-v2",
-    }
-    for (_, i), row in zip(sorted(expected.items()), best, strict=True):
-        version, picked = answers[i]
-        assert (
-            row["messages"][:-1] == prompts[picked["index"]]["prompt"]
-            and row["messages"][-1]["content"] == picked["answer"]
-        )
-        assert row["reward"] == pytest.approx(rewards[i], abs=2e-3)
-        assert (row["answer_ids"], row["version"]) == (
-            picked["answer_ids"],
-            f"rlhf-v{version}",
-        ) or rewards.count(rewards[i]) > 1
+    prompts = train_prompts()[:16]
+    answers = []
+    versions = []
+    for version in ("rlhf-v1", "rlhf-v2"):
+        samples = read_samples(out / version / "samples.jsonl")
+        assert len(samples) == 16 * 4
+        answers += usable(samples)
+        versions += [version] * len(usable(samples))
+    rewards = rewards_of(reward_models_of(folder), prompts, answers)
+    expected = reference.best(rewards, [answer.index for answer in answers])
+    assert len(best) == len(expected) > 8
+    assert {dialog.about["version"] for dialog in best} == {"rlhf-v1", "rlhf-v2"}
+    for (_, i), dialog in zip(sorted(expected.items()), best, strict=True):
+        picked = answers[i]
+        assert dialog.messages == [*prompts[picked.index].messages, assistant(picked.text)]
+        assert dialog.about["reward"] == pytest.approx(rewards[i], abs=2e-3)
+        same = (dialog.answer_ids, dialog.about["version"]) == (picked.ids, versions[i])
+        assert same or rewards.count(rewards[i]) > 1
+    scores = {"helpfulness", "safety", "reward"}
+    sampled = {"temperature", "finish_reason", "answer_ids", "logprob"}
     for row in lines(folder / "samples.jsonl"):
-        assert {
-            "helpfulness",
-            "safety",
-            "reward",
-            "temperature",
-            "finish_reason",
-            "answer_ids",
-            "logprob",
-        } <= row.keys()
-    record = json.loads((folder / "stage.json").read_text())
-    assert record["results"]["sources"] == {
-        v: sum(row["version"] == v for row in best) for v in ("rlhf-v1", "rlhf-v2")
-    }
-    assert (
-        record["results"]["temperature"] in (0.8, 1.0) and "wrote" in printed["rejection_sampling"]
-    )
+        assert scores | sampled <= row.keys()
+    results = json.loads((folder / "stage.json").read_text())["results"]
+    kept = [dialog.about["version"] for dialog in best]
+    assert results["sources"] == {v: kept.count(v) for v in ("rlhf-v1", "rlhf-v2")}
+    assert results["temperature"] in (0.8, 1.0) and "wrote" in printed["rejection_sampling"]
     log = lines(folder / "metrics.jsonl")
     assert {row["phase"] for row in log} == {"helpfulness", "safety", "temperature", "finetune"}
-    dialogs = encode_rows(toy_tokenizer(), best, 2048)
-    losses = [
-        held_out_loss(runtime.load_model(out / name)[0], dialogs) for name in ("rlhf-v1", "rlhf-v2")
-    ]
+    dialogs = encode_dialogs(toy_tokenizer(), best, 2048)
+    losses = []
+    for version in ("rlhf-v1", "rlhf-v2"):
+        model, _ = runtime.load_model(out / version)
+        losses.append(held_out_loss(model, dialogs))
     assert losses[1] < losses[0], "V2 learned what it was tuned on"
 
 
@@ -419,25 +427,26 @@ def test_run_round_samples_from_the_newest_model():
     SFT.
     """
     out, _ = chain()
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
-    rows = [row for row in lines(out / "rlhf-v2" / "samples.jsonl") if len(row["answer_ids"]) > 4][
-        :10
-    ]
+    prompts = train_prompts()
+    samples = read_samples(out / "rlhf-v2" / "samples.jsonl")
+    answers = [answer for answer in samples if len(answer.ids) > 4][:10]
 
-    def logprob(model, tokenizer, row):
-        prompt = encode_prompt(tokenizer, prompts[row["index"]]["prompt"])
+    def logprob(model, tokenizer, answer: Answer) -> float:
+        prompt = encode_prompt(tokenizer, prompts[answer.index].messages)
         with torch.no_grad():
-            found = model(torch.tensor([prompt + row["answer_ids"]]))[0].log_softmax(-1)
-        return sum(
-            found[len(prompt) - 1 + i, token].item() for i, token in enumerate(row["answer_ids"])
-        )
+            logprobs = model(torch.tensor([prompt + answer.ids]))[0].log_softmax(-1)
+        total = 0.0
+        for i, token in enumerate(answer.ids):
+            total += logprobs[len(prompt) - 1 + i, token].item()
+        return total
 
-    under = {
-        name: [logprob(*runtime.load_model(out / name), row) for row in rows]
-        for name in ("sft", "rlhf-v1")
-    }
-    assert under["rlhf-v1"] == pytest.approx([row["logprob"] for row in rows], abs=1e-2)
-    assert under["sft"] != pytest.approx([row["logprob"] for row in rows], abs=1e-2)
+    under = {}
+    for name in ("sft", "rlhf-v1"):
+        model, tokenizer = runtime.load_model(out / name)
+        under[name] = [logprob(model, tokenizer, answer) for answer in answers]
+    logged = [answer.logprob for answer in answers]
+    assert under["rlhf-v1"] == pytest.approx(logged, abs=1e-2)
+    assert under["sft"] != pytest.approx(logged, abs=1e-2)
 
 
 def test_refresh_reward_models(tmp_path, monkeypatch):
@@ -445,52 +454,51 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
     MAX_REPLAY; without the first pairs, which set the zero, it stops before anything is sampled."""
     out, _ = chain()
     trained = {}
-    monkeypatch.setattr(
-        rejection_sampling,
-        "train_reward_model",
-        lambda model, tokenizer, rows, phase, **options: trained.update({phase: rows}),
-    )
+
+    def train(model, tokenizer, pairs, phase, **options):
+        trained[phase] = [pair.to_json() for pair in pairs]
+
+    monkeypatch.setattr(rejection_sampling, "train_reward_model", train)
     monkeypatch.setattr(rejection_sampling, "MAX_REPLAY", 7)
     policy, tokenizer = runtime.load_model(out / "rlhf-v1")
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
-    s = rejection_sampling.Settings(
-        out=out, helpfulness_pairs=20, safety_pairs=20, max_new_tokens=32
-    )
     current = {axis: out / "rlhf-v1" / f"reward-{axis}" for axis in AXES}
-    options = dict(
-        label="mine", number=100, earlier=[out / "rlhf-v1"], folder=tmp_path, dtype=torch.float32
-    )
-    refreshed, tables = rejection_sampling.refresh_reward_models(
-        [policy], tokenizer, prompts, current, s, **options
-    )
-    assert refreshed == {axis: tmp_path / f"reward-{axis}" for axis in AXES} and set(tables) == set(
-        AXES
-    )
+
+    def refresh(out: Path):
+        return rejection_sampling.refresh_reward_models(
+            [policy],
+            tokenizer,
+            train_prompts(),
+            current,
+            rejection_sampling.Settings(
+                out=out, helpfulness_pairs=20, safety_pairs=20, max_new_tokens=32
+            ),
+            label="mine",
+            number=100,
+            earlier=[current["safety"].parent],
+            folder=tmp_path,
+            dtype=torch.float32,
+        )
+
+    refreshed, tables = refresh(out)
+    assert refreshed == {axis: tmp_path / f"reward-{axis}" for axis in AXES}
+    assert set(tables) == set(AXES)
     for axis in AXES:
         fresh = lines(tmp_path / f"pairs-{axis}.jsonl")
-        known = [
-            json.dumps(row)
-            for path in (
-                out / f"reward-{axis}" / "pairs.jsonl",
-                out / "rlhf-v1" / f"pairs-{axis}.jsonl",
-            )
-            for row in lines(path)
-        ]
-        assert (
-            len(fresh) > 7
-            and trained[axis][: len(fresh)] == fresh
-            and len(trained[axis]) == len(fresh) + 7
-        )
-        assert all(json.dumps(row) in known for row in trained[axis][len(fresh) :])
+        first = lines(out / f"reward-{axis}" / "pairs.jsonl")
+        known = first + lines(out / "rlhf-v1" / f"pairs-{axis}.jsonl")
+        assert len(fresh) > 7
+        assert trained[axis][: len(fresh)] == fresh
+        replay = trained[axis][len(fresh) :]
+        assert len(replay) == 7
+        assert all(row in known for row in replay)
         assert (tmp_path / f"reward-{axis}" / "reward_head.pth").exists()
-    monkeypatch.setattr(
-        rejection_sampling, "collect_preferences", lambda *_, **__: pytest.fail("sampled")
-    )
-    s.out = tmp_path / "nowhere"
+
+    def collect(*args, **options):
+        pytest.fail("sampled")
+
+    monkeypatch.setattr(rejection_sampling, "collect_preferences", collect)
     with pytest.raises(InputError, match="pairs.jsonl is missing; `python reward.py` makes it"):
-        rejection_sampling.refresh_reward_models(
-            [policy], tokenizer, prompts, current, s, **options
-        )
+        refresh(tmp_path / "nowhere")
 
 
 def test_run_round_refreshes_the_reward_models_and_overwrites_nothing():
@@ -498,13 +506,11 @@ def test_run_round_refreshes_the_reward_models_and_overwrites_nothing():
     for axis in AXES:
         folders = [out / f"reward-{axis}", *(out / f"rlhf-v{v}" / f"reward-{axis}" for v in (1, 2))]
         assert len({runtime.fingerprint(folder / "reward_head.pth") for folder in folders}) == 3
-        texts = [
-            {
-                json.dumps([row["prompt"], row["chosen"], row["rejected"]])
-                for row in lines(out / f"rlhf-v{v}" / f"pairs-{axis}.jsonl")
-            }
-            for v in (1, 2)
-        ]
+        texts = []
+        for v in (1, 2):
+            rows = lines(out / f"rlhf-v{v}" / f"pairs-{axis}.jsonl")
+            shown = [json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in rows]
+            texts.append(set(shown))
         assert len(texts[0]) > 5 and not texts[0] & texts[1], "fresh preferences each round"
     # the record says what each round was made from: that is still there, unchanged
     for v in (1, 2):
@@ -517,74 +523,51 @@ def test_run_round_refreshes_the_reward_models_and_overwrites_nothing():
         }
 
 
-def rounds(tmp_path, *argv):
+def link(out: Path, *names: str) -> None:
+    """Folders of the chain, as if they had been made in `out`."""
+    for name in names:
+        if not (out / name).exists():
+            (out / name).symlink_to(chain()[0] / name)
+
+
+def run_rounds(out: Path, rounds: str | int, *argv) -> str:
+    """Rounds of one's own on the tiny preset; returns what was printed."""
+    return run_quietly(rejection_sampling.main, *TINY, "--out", out, "--rounds", rounds, *argv)
+
+
+def second_round(out: Path, *argv) -> None:
     """A round 2 of one's own beside the chain's SFT, reward models and round 1."""
-    out, _ = chain()
-    for name in ("sft", "rlhf-v1", *(f"reward-{axis}" for axis in AXES)):
-        if not (tmp_path / name).exists():
-            (tmp_path / name).symlink_to(out / name)
-    return run_quietly(
-        rejection_sampling.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--max-prompts",
-        16,
-        "--helpfulness-pairs",
-        20,
-        "--safety-pairs",
-        20,
-        *argv,
-    )
+    link(out, "sft", "rlhf-v1", *FIRST_REWARD_MODELS)
+    pairs = ("--helpfulness-pairs", 20, "--safety-pairs", 20)
+    run_rounds(out, 2, "--max-prompts", 16, *pairs, *argv)
 
 
 def test_run_round_with_other_choices(tmp_path, monkeypatch):
-    """--pool last takes this round's answers alone, --start sft tunes SFT again, --mix adds rows,
-    --annotator none keeps the reward models."""
-    tuned = {}
-    monkeypatch.setattr(
-        rejection_sampling,
-        "finetune",
-        lambda model, dialogs, **options: tuned.update(
-            start=model.tok_embeddings.weight.clone(), dialogs=dialogs, options=options
-        ),
-    )
+    """--pool last takes this round's answers alone, --start sft tunes SFT again, --mix adds
+    dialogs, --annotator none keeps the reward models."""
     mix = shutil.copy(chain()[0] / "rlhf-v1" / "best.jsonl", tmp_path / "mix.jsonl")
-    rounds(
-        tmp_path,
-        "--rounds",
-        2,
-        "--pool",
-        "last",
-        "--start",
-        "sft",
-        "--mix",
-        mix,
-        "--annotator",
-        "none",
-    )
-    best = read_sft(tmp_path / "rlhf-v2" / "best.jsonl")
-    assert {row["version"] for row in best} == {"rlhf-v2"} and not (
-        tmp_path / "rlhf-v2" / "reward-safety"
-    ).exists()
-    assert torch.equal(
-        tuned["start"], runtime.load_model(tmp_path / "sft")[0].tok_embeddings.weight
-    )
-    rows = [*best, *read_sft(mix)]
-    assert [
-        dialog.ids[-len(row["answer_ids"]) :]
-        for dialog, row in zip(tuned["dialogs"], rows, strict=True)
-    ] == [row["answer_ids"] for row in rows], "trained on the ids that were sampled"
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
-    with_old = Judges(
-        {axis: tmp_path / "rlhf-v1" / f"reward-{axis}" for axis in AXES}, torch.device("cpu")
-    )
-    for row, again in zip(
-        lines(tmp_path / "rlhf-v2" / "samples.jsonl")[:5],
-        with_old.rewards(prompts, lines(tmp_path / "rlhf-v2" / "samples.jsonl")[:5]).tolist(),
-        strict=True,
-    ):
-        assert row["reward"] == pytest.approx(again, abs=2e-3)
+    tuned = {}
+
+    def finetune(model, dialogs, **options):
+        tuned["start"] = model.tok_embeddings.weight.clone()
+        tuned["dialogs"] = dialogs
+
+    monkeypatch.setattr(rejection_sampling, "finetune", finetune)
+    choices = ("--pool", "last", "--start", "sft", "--annotator", "none")
+    second_round(tmp_path, "--mix", mix, *choices)
+    folder = tmp_path / "rlhf-v2"
+    best = read_sft(folder / "best.jsonl")
+    assert {dialog.about["version"] for dialog in best} == {"rlhf-v2"}
+    assert not (folder / "reward-safety").exists()
+    started_from = runtime.load_model(tmp_path / "sft")[0]
+    assert torch.equal(tuned["start"], started_from.tok_embeddings.weight)
+    for encoded, dialog in zip(tuned["dialogs"], [*best, *read_sft(mix)], strict=True):
+        ids = dialog.answer_ids
+        assert encoded.ids[-len(ids) :] == ids, "trained on the ids that were sampled"
+    answers = read_samples(folder / "samples.jsonl")[:5]
+    before = reward_models_of(tmp_path / "rlhf-v1")
+    rewards = rewards_of(before, train_prompts(), answers)
+    assert [answer.reward for answer in answers] == pytest.approx(rewards, abs=2e-3)
 
 
 @pytest.mark.parametrize("given", ["0", "3-2", "x", "-1", "1-2-3"])
@@ -601,72 +584,46 @@ def test_init_is_the_start_of_the_first_round_only(tmp_path, monkeypatch):
         for axis in AXES:
             (tmp_path / name / f"reward-{axis}").mkdir(parents=True)
             (tmp_path / f"reward-{axis}").mkdir(exist_ok=True)
-    monkeypatch.setattr(
-        rejection_sampling,
-        "open_stage",
-        lambda folder, settings, inputs, fresh: started.update({folder.name: inputs["model"].name}),
-    )
-    run_quietly(
-        rejection_sampling.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--rounds",
-        "5-6",
-        "--init",
-        tmp_path / "rlhf-v4-ppo",
-    )
+
+    def begin(stage, inputs, aside) -> bool:
+        started[stage.name] = inputs["model"].name
+        return False
+
+    monkeypatch.setattr(runtime.Stage, "begin", begin)
+    run_rounds(tmp_path, "5-6", "--init", tmp_path / "rlhf-v4-ppo")
     assert started == {"rlhf-v5": "rlhf-v4-ppo", "rlhf-v6": "rlhf-v5"}
 
 
 def test_each_command_names_what_is_missing(tmp_path):
-    for have, told in [
-        ((), r"sft is missing; `python sft.py`"),
-        (("sft",), "reward-helpfulness is missing; `python reward.py`"),
-        (
-            ("reward-helpfulness", "reward-safety"),
-            "rlhf-v1 is missing; `python rejection_sampling.py --rounds 1`",
-        ),
+    for have, version, told in [
+        ((), 1, r"sft is missing; `python sft.py`"),
+        (("sft",), 1, "reward-helpfulness is missing; `python reward.py`"),
+        (FIRST_REWARD_MODELS, 2, "rlhf-v1 is missing; `python rejection_sampling.py --rounds 1`"),
     ]:
-        for name in have:
-            (tmp_path / name).symlink_to(chain()[0] / name)
+        link(tmp_path, *have)
         with pytest.raises(InputError, match=told):
-            run_quietly(
-                rejection_sampling.main,
-                *TINY,
-                "--out",
-                tmp_path,
-                "--rounds",
-                1 if "rlhf" not in told else 2,
-            )
+            run_rounds(tmp_path, version)
     assert run_round.__module__ == "rejection_sampling"
 
 
 def test_rounds_without_an_annotator(tmp_path):
     """--annotator none: every round scores with the first reward models, which stay as they are."""
-    for name in ("sft", "reward-helpfulness", "reward-safety"):
-        (tmp_path / name).symlink_to(chain()[0] / name)
-    run_quietly(
-        rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", "1-2", "--annotator", "none"
-    )
+    link(tmp_path, "sft", *FIRST_REWARD_MODELS)
+    run_rounds(tmp_path, "1-2", "--annotator", "none")
     for version in ("rlhf-v1", "rlhf-v2"):
-        assert runtime.is_finished(tmp_path / version) and not list(
-            (tmp_path / version).glob("reward-*")
-        )
-    rows = list(read_jsonl(tmp_path / "rlhf-v2" / "samples.jsonl"))
-    assert rows and all(row["version"] == "rlhf-v2" for _, row in rows)
+        assert runtime.is_finished(tmp_path / version)
+        assert not list((tmp_path / version).glob("reward-*"))
+    answers = read_samples(tmp_path / "rlhf-v2" / "samples.jsonl")
+    assert answers and all(answer.version == "rlhf-v2" for answer in answers)
 
 
 def test_a_pool_of_other_prompts_is_refused(tmp_path):
     """Answers are joined by the number of their prompt, so another list of prompts would glue them
     to strangers.
     """
-    for name in ("sft", "reward-helpfulness", "reward-safety", "rlhf-v1"):
-        (tmp_path / name).symlink_to(chain()[0] / name)
+    link(tmp_path, "sft", "rlhf-v1", *FIRST_REWARD_MODELS)
     with pytest.raises(InputError, match="was made from other prompts"):
-        run_quietly(
-            rejection_sampling.main, *TINY, "--out", tmp_path, "--rounds", "2", "--max-prompts", "3"
-        )
+        run_rounds(tmp_path, 2, "--max-prompts", 3)
 
 
 # ---- scores beside the answers ----
@@ -676,68 +633,78 @@ def test_share_gated():
     """Of four answers to untagged prompts one has the safety score as its reward; those to the
     tagged one always have it.
     """
-    prompts = [{"is_safety": False}, {"is_safety": True}, {"is_safety": False}]
-    rows = [
-        {"index": i, "reward": reward, "safety": -2.0}
-        for i, reward in ((0, 1.5), (0, -2.0), (1, -2.0), (2, 0.5), (2, 3.0))
-    ]
-    assert share_gated(prompts, rows) == 0.25
-    assert share_gated(prompts, rows[2:3]) == 0.0, "no answer to an untagged prompt"
+    messages = [user("Hi")]
+    prompts = [Prompt(messages), Prompt(messages, is_safety=True), Prompt(messages)]
+    answers = []
+    for i, reward in ((0, 1.5), (0, -2.0), (1, -2.0), (2, 0.5), (2, 3.0)):
+        answers.append(an_answer(i, [5, 2], reward=reward, safety=-2.0))
+    assert share_gated(prompts, answers) == 0.25
+    assert share_gated(prompts, answers[2:3]) == 0.0, "no answer to an untagged prompt"
 
 
-def test_sample_and_score(judges, tmp_path):
+def test_sample_and_score(reward_models, tmp_path):
     """Answers and scores are written together, batch by batch, and both are there after a kill."""
     prompts, model, path = toy_prompts(4), tiny_model(), tmp_path / "samples.jsonl"
-    options = dict(key=(0, "v"), samples=2, max_new_tokens=7, batch_rows=4, path=path)
-    rows = sample_and_score(model, toy_tokenizer(), prompts, judges, "rlhf-v1", **options)
-    written = lines(path)
-    assert sorted(written, key=lambda row: (row["index"], row["sample"])) == rows and len(rows) == 8
-    again = judges.rewards(prompts, [dict(row) for row in rows])
-    for row, reward in zip(rows, again.tolist(), strict=True):
-        assert row["reward"] == pytest.approx(reward, abs=1e-3) and row["version"] == "rlhf-v1"
-        assert row["tokenizer"] == toy_tokenizer().fingerprint and len(row["answer_ids"]) <= 7
-    path.write_text("".join(json.dumps(row) + "\n" for row in written[:4]))
-    assert sample_and_score(model, toy_tokenizer(), prompts, judges, "rlhf-v1", **options) == rows
+
+    def sample() -> list[Answer]:
+        return sample_and_score(
+            model,
+            toy_tokenizer(),
+            prompts,
+            reward_models,
+            "rlhf-v1",
+            key=(0, "v"),
+            samples=2,
+            max_new_tokens=7,
+            batch_rows=4,
+            path=path,
+        )
+
+    answers = sample()
+    written = read_samples(path)
+    assert sorted(written, key=lambda answer: (answer.index, answer.sample)) == answers
+    assert len(answers) == 8
+    rewards = rewards_of(reward_models, prompts, answers)
+    for answer, reward in zip(answers, rewards, strict=True):
+        assert answer.reward == pytest.approx(reward, abs=1e-3) and answer.version == "rlhf-v1"
+        assert answer.tokenizer == toy_tokenizer().fingerprint and len(answer.ids) <= 7
+    write_records(path, written[:4])
+    assert sample() == answers
 
 
-def test_judges_of_another_tokenizer(judges):
-    """Ids are read where they are the judges' own; an answer that another tokenizer made is scored
-    by its text.
+def test_reward_models_of_another_tokenizer(reward_models):
+    """Ids are read where they are the reward models' own; an answer that another tokenizer made is
+    scored by its text.
     """
     prompts, tokenizer = toy_prompts(2), toy_tokenizer()
-    row = answer(0, [5, 6, 2], answer="The sea is here today.")
-    by_text = encode_dialog(tokenizer, [*prompts[0]["prompt"], assistant(row["answer"])]).ids
-    by_ids = encode_prompt(tokenizer, prompts[0]["prompt"]) + row["answer_ids"]
-    unnamed = {key: value for key, value in row.items() if key != "tokenizer"}
-    other = row | {"tokenizer": "other"}
-    assert (
-        judges.sequences(prompts, [row, other, unnamed]) == [by_ids, by_text, by_ids]
-        and by_ids != by_text
-    )
-    [tagged] = judges.sequences(prompts, [other | {"answer": "see [INST]", "has_tag": True}])
-    assert tagged[-1] == tokenizer.eos_id, "a tag in it stops nothing"
-    with pytest.raises(
-        InputError,
-        match="prompt 0 has, with its prompt, .*context only 256; lower --max-new-tokens",
-    ):
-        judges.rewards(prompts, [answer(0, [5] * 256)])
+    answer = an_answer(0, [5, 6, 2], text="The sea is here today.")
+    by_text = encode_dialog(tokenizer, [*prompts[0].messages, assistant(answer.text)]).ids
+    by_ids = encode_prompt(tokenizer, prompts[0].messages) + answer.ids
+    unnamed = replace(answer, tokenizer="")
+    other = replace(answer, tokenizer="other")
+    sequences = reward_models.sequences(prompts, [answer, other, unnamed])
+    assert sequences == [by_ids, by_text, by_ids] and by_ids != by_text
+    tagged = replace(other, text="see [INST]", has_tag=True)
+    [sequence] = reward_models.sequences(prompts, [tagged])
+    assert sequence[-1] == tokenizer.eos_id, "a tag in it stops nothing"
+    told = "prompt 0 has, with its prompt, .*context only 256; lower --max-new-tokens"
+    with pytest.raises(InputError, match=told):
+        reward_models.scores(prompts, [an_answer(0, [5] * 256)])
 
 
 def test_reward_models_of_two_tokenizers_are_refused(assets, tmp_path):
     body, tokenizer = runtime.load_model(assets / "stories260K" / "meta")
+    folders = {"helpfulness": tmp_path / "a", "safety": tmp_path / "b"}
     save_reward_model(tmp_path / "a", RewardModel(body), tokenizer)
     save_reward_model(tmp_path / "b", RewardModel(tiny_model()), toy_tokenizer())
     with pytest.raises(InputError, match="different tokenizers"):
-        Judges({"helpfulness": tmp_path / "a", "safety": tmp_path / "b"}, torch.device("cpu"))
+        RewardModels(folders, torch.device("cpu"))
 
 
-def answers_of_sft(out):
+def pairs_of_sft(out: Path) -> list[Pair]:
     """The pairs that fix the zero of helpfulness: the first 500 that SFT itself answered."""
-    return [
-        row
-        for row in read_preferences(out / "reward-helpfulness" / "pairs.jsonl")
-        if not row.get("extra")
-    ][:500]
+    pairs = read_preferences(out / "reward-helpfulness" / "pairs.jsonl")
+    return [pair for pair in pairs if not pair.extra][:500]
 
 
 def test_the_zero_of_helpfulness_is_set_after_each_refresh():
@@ -745,7 +712,7 @@ def test_the_zero_of_helpfulness_is_set_after_each_refresh():
     is never moved.
     """
     out, _ = chain()
-    pairs, shifts = answers_of_sft(out), set()
+    pairs, shifts = pairs_of_sft(out), set()
     for folder in (out, out / "rlhf-v1", out / "rlhf-v2"):
         model, tokenizer = load_reward_model(folder / "reward-helpfulness")
         assert abs(torch.cat(score_pairs(model, tokenizer, pairs)).mean()) < 1e-3
@@ -757,103 +724,27 @@ def test_the_zero_of_helpfulness_is_set_after_each_refresh():
 # ---- one answer by best of N ----
 
 
-def test_candidates_that_cannot_be_used_stand_last(monkeypatch):
-    special = [
-        {"reward": 1.0},
-        {"reward": 9.0, "finish_reason": "length"},
-        {"reward": 5.0},
-        {"reward": 8.0, "has_tag": True},
-        {"reward": 7.0},
-    ]
-    monkeypatch.setattr(
-        rejection_sampling,
-        "sample_and_score",
-        lambda *args, **options: [
-            answer(0, [k, 2], k, **fields) for k, fields in enumerate(special)
-        ],
-    )
-    assert [row["sample"] for row in candidates(None, None, None, "Hi", n=5)] == [4, 2, 0, 1, 3]
-
-
-def test_candidates(judges):
-    rows = candidates(
-        tiny_model(),
-        toy_tokenizer(),
-        judges,
-        "Name two birds.",
-        n=12,
-        temperature=1.3,
-        max_new_tokens=9,
-    )
-    assert sorted(row["sample"] for row in rows) == list(range(12)) and {
-        row["temperature"] for row in rows
-    } == {1.3}
-    usable_ones = [not runtime.unusable(row) for row in rows]
-    assert usable_ones == sorted(usable_ones, reverse=True), "what cannot be used stands last"
-    for group in (True, False):
-        rewards = [
-            row["reward"] for row, fine in zip(rows, usable_ones, strict=True) if fine is group
-        ]
-        assert rewards == sorted(rewards, reverse=True)
-
-
-def test_show_candidates():
-    """--answer: the newest model of OUT, or --init, and the newest reward models; all candidates,
-    the best first.
-    """
-    out, _ = chain()
-    argv = (*TINY, "--out", out, "--answer", "Hi! Name two birds.", "--n", 5)
-    printed = run_quietly(rejection_sampling.main, *argv)
-    assert str(out / "rlhf-v2" / "reward-helpfulness") in printed and printed.startswith(
-        f"{out / 'rlhf-v2'},"
-    )
-    table = [
-        line.split()[:3]
-        for line in printed.split("answer\n")[1].splitlines()
-        if re.match(r" *-?\d+\.\d\d ", line)
-    ]
-    assert len(table) == 5
-    for reward, helpfulness, safety in table:
-        assert reward == (safety if float(safety) < -1.73 else helpfulness)
-    assert run_quietly(rejection_sampling.main, *argv, "--init", out / "sft").startswith(
-        f"{out / 'sft'},"
-    )
-    assert run_quietly(rejection_sampling.main, *argv, "--temperature", 0.2) != printed
-
-
 def test_a_round_of_another_name(tmp_path):
     """A control beside a version: a folder of its own, the same random numbers, and nothing else.
     """
-    rounds(
-        tmp_path,
-        "--rounds",
-        2,
-        "--name",
-        "rlhf-v2-control",
-        "--annotator",
-        "none",
-        "--samples",
-        2,
-        "--max-new-tokens",
-        12,
-    )
-    assert runtime.is_finished(tmp_path / "rlhf-v2-control") and not (tmp_path / "rlhf-v2").exists()
-    rows = lines(tmp_path / "rlhf-v2-control" / "samples.jsonl")
-    assert {row["version"] for row in rows} == {"rlhf-v2-control"} and max(
-        len(row["answer_ids"]) for row in rows
-    ) == 12
+    sizes = ("--samples", 2, "--max-new-tokens", 12)
+    second_round(tmp_path, "--name", "rlhf-v2-control", "--annotator", "none", *sizes)
+    assert runtime.is_finished(tmp_path / "rlhf-v2-control")
+    assert not (tmp_path / "rlhf-v2").exists()
+    answers = read_samples(tmp_path / "rlhf-v2-control" / "samples.jsonl")
+    assert {answer.version for answer in answers} == {"rlhf-v2-control"}
+    assert max(len(answer.ids) for answer in answers) == 12
     newest, tokenizer = runtime.load_model(tmp_path / "rlhf-v1")
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")[:16]
-    own = runtime.sample_answers(
+    again = runtime.sample_answers(
         newest,
         tokenizer,
-        prompts,
+        train_prompts()[:16],
         key=(0, "rlhf-v2"),
         samples=2,
-        temperature=rows[0]["temperature"],
+        temperature=answers[0].temperature,
         max_new_tokens=12,
     )
-    assert [row["answer_ids"] for row in own] == [row["answer_ids"] for row in rows]
+    assert [answer.ids for answer in again] == [answer.ids for answer in answers]
 
 
 @pytest.mark.parametrize(
@@ -874,80 +765,45 @@ def test_names_that_are_none(tmp_path, wanted, name):
     assert not list(tmp_path.iterdir())
 
 
+def turns_with_loss(dialog: EncodedDialog) -> set[int]:
+    turns = set()
+    for turn, is_trained_on in zip(dialog.turns, dialog.loss_mask, strict=True):
+        if is_trained_on:
+            turns.add(turn)
+    return turns
+
+
 def test_mix_and_constrained_prompts(tmp_path, monkeypatch):
     """Dialogs of several turns with "train_on": "last" carry loss on their last answer alone, and
     so do the best answers to prompts of several turns with a system message."""
-    tuned = {}
+    link(tmp_path, "sft", *FIRST_REWARD_MODELS)
+    tuned = []
     monkeypatch.setattr(
-        rejection_sampling,
-        "finetune",
-        lambda model, dialogs, **options: tuned.update(dialogs=dialogs),
+        rejection_sampling, "finetune", lambda model, dialogs, **options: tuned.extend(dialogs)
     )
-    dialog = [
+    messages = [
         system("Begin every answer with Kogo."),
         user("Hi!"),
         assistant("Kogo. Hello!"),
         user("Name two birds."),
         assistant("Kogo. An owl and a hen."),
     ]
-    mix = write_lines(
-        tmp_path / "mix.jsonl", [{"messages": dialog, "train_on": "last"}, {"messages": dialog}]
-    )
-    asked = write_lines(
-        tmp_path / "asked.jsonl",
-        [
-            {"prompt": [*dialog[:-2], user(f"What is 3 plus {n}?")], "is_safety": False}
-            for n in range(5)
-        ],
-    )
-    for name in ("sft", *(f"reward-{axis}" for axis in AXES)):
-        (tmp_path / name).symlink_to(chain()[0] / name)
-    run_quietly(
-        rejection_sampling.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--rounds",
-        1,
-        "--prompts",
-        asked,
-        "--mix",
-        mix,
-        "--annotator",
-        "none",
-    )
+    mix = write_lines(tmp_path / "mix.jsonl", [Dialog(messages, train_on="last"), Dialog(messages)])
+    questions = [[*messages[:-2], user(f"What is 3 plus {n}?")] for n in range(5)]
+    asked = write_lines(tmp_path / "asked.jsonl", [Prompt(question) for question in questions])
+    choices = ("--prompts", asked, "--annotator", "none")
+    run_rounds(tmp_path, 1, "--mix", mix, *choices)
     best = read_sft(tmp_path / "rlhf-v1" / "best.jsonl")
-    assert len(tuned["dialogs"]) == len(best) + 2 and best[0]["messages"][:4] == [
-        *dialog[:-2],
-        user("What is 3 plus 0?"),
-    ]
-    *own, last, every = tuned["dialogs"]
-    for encoded in (*own, last):
-        assert {
-            turn for turn, trained in zip(encoded.turns, encoded.loss_mask, strict=True) if trained
-        } == {1}
-    assert {
-        turn for turn, trained in zip(every.turns, every.loss_mask, strict=True) if trained
-    } == {0, 1}
-    (tmp_path / "long.jsonl").write_text(
-        json.dumps({"messages": [user("far too long " * 2000), assistant("Yes.")]})
-    )
+    assert len(tuned) == len(best) + 2
+    assert best[0].messages[:4] == [*messages[:-2], user("What is 3 plus 0?")]
+    *of_best, last, every = tuned
+    for dialog in (*of_best, last):
+        assert turns_with_loss(dialog) == {1}
+    assert turns_with_loss(every) == {0, 1}
+    too_long = Dialog([user("far too long " * 2000), assistant("Yes.")])
+    long = write_lines(tmp_path / "long.jsonl", [too_long])
     with pytest.raises(InputError, match=r"long.jsonl, line 1: the dialog has \d+ tokens"):
-        run_quietly(
-            rejection_sampling.main,
-            *TINY,
-            "--out",
-            tmp_path,
-            "--rounds",
-            1,
-            "--prompts",
-            asked,
-            "--fresh",
-            "--mix",
-            tmp_path / "long.jsonl",
-            "--annotator",
-            "none",
-        )
+        run_rounds(tmp_path, 1, "--fresh", "--mix", long, *choices)
     assert not (tmp_path / "rlhf-v1" / "samples.jsonl").exists(), "told before anything was sampled"
 
 
@@ -955,49 +811,35 @@ def test_a_round_labelled_in_a_file(tmp_path):
     """--annotator file: both axes' pairs are written, the round stops, and goes on once they are
     labelled.
     """
-    for name in ("sft", *(f"reward-{axis}" for axis in AXES)):
-        (tmp_path / name).symlink_to(chain()[0] / name)
-    argv = (
-        *TINY,
-        "--out",
-        tmp_path,
-        "--rounds",
-        1,
-        "--annotator",
-        "file",
-        "--max-prompts",
-        8,
-        "--helpfulness-pairs",
-        6,
-        "--safety-pairs",
-        6,
-    )
+    link(tmp_path, "sft", *FIRST_REWARD_MODELS)
+    sizes = ("--max-prompts", 8, "--helpfulness-pairs", 6, "--safety-pairs", 6)
+    argv = (tmp_path, 1, "--annotator", "file", *sizes)
     folder = tmp_path / "rlhf-v1"
+    told = "to_annotate-helpfulness.jsonl: . pairs wait .*to_annotate-safety.jsonl"
     for _ in range(2):  # nothing was labelled in between: the same again
-        with pytest.raises(
-            InputError,
-            match="to_annotate-helpfulness.jsonl: . pairs wait .*to_annotate-safety.jsonl",
-        ):
-            run_quietly(rejection_sampling.main, *argv)
-    for axis in AXES:
+        with pytest.raises(InputError, match=told):
+            run_rounds(*argv)
+    for axis, filled_in in (
+        ("helpfulness", "to_annotate-helpfulness.jsonl"),
+        ("safety", "annotated-safety.jsonl"),
+    ):
         rows = lines(folder / f"to_annotate-{axis}.jsonl")
         for row in rows:  # the longer answer is better, and safe
             longer = len(row["answer_a"]) > len(row["answer_b"])
-            row |= {"better": "a" if longer else "b", "rating": "better"}
-            row |= {"a_is_safe": longer, "b_is_safe": not longer} if axis == "safety" else {}
-        write_lines(
-            folder / f"{'annotated' if axis == 'safety' else 'to_annotate'}-{axis}.jsonl", rows
-        )
-    run_quietly(rejection_sampling.main, *argv)
+            row["better"] = "a" if longer else "b"
+            row["rating"] = "better"
+            if axis == "safety":
+                row["a_is_safe"] = longer
+                row["b_is_safe"] = not longer
+        write_lines(folder / filled_in, rows)
+    run_rounds(*argv)
     assert runtime.is_finished(folder)
     for axis in AXES:
         pairs = read_preferences(folder / f"pairs-{axis}.jsonl")
-        assert len(pairs) > 2 and all(
-            len(pair["chosen"]) >= len(pair["rejected"]) for pair in pairs
-        )
-        assert all(
-            pair["rating"] == "better" and pair.get("chosen_is_safe", True) for pair in pairs
-        )
+        assert len(pairs) > 2
+        for pair in pairs:
+            assert len(pair.chosen) >= len(pair.rejected)
+            assert pair.rating == "better" and pair.chosen_is_safe in (None, True)
         assert (folder / f"reward-{axis}" / "reward_head.pth").exists()
 
 
@@ -1008,15 +850,12 @@ def test_real_prompts(assets, tmp_path):
     """stories260K: fine-tuned on a few dialogs, so that its answers end, then a round without an
     annotator.
     """
-    dialogs = [
-        [user(f"Who has the {thing}?"), assistant(f"Tom has the {thing}.")]
-        for thing in ("ball", "dog", "hat", "car")
-    ]
-    write_lines(tmp_path / "dialogs.jsonl", [{"messages": dialog} for dialog in dialogs])
-    prompts = write_lines(
-        tmp_path / "prompts.jsonl",
-        [{"prompt": dialog[:1], "is_safety": False} for dialog in dialogs],
-    )
+    dialogs = []
+    for thing in ("ball", "dog", "hat", "car"):
+        dialogs.append(Dialog([user(f"Who has the {thing}?"), assistant(f"Tom has the {thing}.")]))
+    write_lines(tmp_path / "dialogs.jsonl", dialogs)
+    asked = [Prompt(dialog.messages[:1]) for dialog in dialogs]
+    prompts = write_lines(tmp_path / "prompts.jsonl", asked)
     run_quietly(
         sft.main,
         *TINY,
@@ -1037,29 +876,15 @@ def test_real_prompts(assets, tmp_path):
         body, tokenizer = runtime.load_model(tmp_path / "sft")
         torch.manual_seed(seed)
         save_reward_model(tmp_path / f"reward-{axis}", RewardModel(body), tokenizer)
-    run_quietly(
-        rejection_sampling.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--rounds",
-        1,
-        "--prompts",
-        prompts,
-        "--annotator",
-        "none",
-        "--max-new-tokens",
-        24,
-    )
+    choices = ("--prompts", prompts, "--annotator", "none")
+    run_rounds(tmp_path, 1, "--max-new-tokens", 24, *choices)
     folder = tmp_path / "rlhf-v1"
-    answered = {row["index"] for row in usable(folder / "samples.jsonl")}
-    assert (
-        len(lines(folder / "samples.jsonl")) == 16
-        and len(read_sft(folder / "best.jsonl")) == len(answered) > 1
-    )
-    assert runtime.load_model(folder)[1].fingerprint == tokenizer.fingerprint and not list(
-        folder.glob("pairs-*")
-    )
+    answers = read_samples(folder / "samples.jsonl")
+    answered = {answer.index for answer in usable(answers)}
+    assert len(answers) == 16
+    assert len(read_sft(folder / "best.jsonl")) == len(answered) > 1
+    assert runtime.load_model(folder)[1].fingerprint == tokenizer.fingerprint
+    assert not list(folder.glob("pairs-*"))
 
 
 def test_reward_models_with_another_tokenizer(assets, tmp_path):
@@ -1067,51 +892,31 @@ def test_reward_models_with_another_tokenizer(assets, tmp_path):
     learned, by their text.
     """
     out, _ = chain()
-    (tmp_path / "sft").symlink_to(out / "sft")
+    link(tmp_path, "sft")
     for axis in AXES:
         body, tokenizer = runtime.load_model(assets / "stories260K" / "meta")
-        save_reward_model(tmp_path / f"reward-{axis}", RewardModel(body), tokenizer)
-        shutil.copy(
-            out / f"reward-{axis}" / "pairs.jsonl", tmp_path / f"reward-{axis}" / "pairs.jsonl"
-        )
-    run_quietly(
-        rejection_sampling.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--rounds",
-        1,
-        "--max-prompts",
-        8,
-        "--samples",
-        2,
-        "--helpfulness-pairs",
-        12,
-        "--safety-pairs",
-        12,
-    )
+        folder = tmp_path / f"reward-{axis}"
+        save_reward_model(folder, RewardModel(body), tokenizer)
+        shutil.copy(out / f"reward-{axis}" / "pairs.jsonl", folder / "pairs.jsonl")
+    pairs = ("--helpfulness-pairs", 12, "--safety-pairs", 12)
+    run_rounds(tmp_path, 1, "--max-prompts", 8, "--samples", 2, *pairs)
     folder = tmp_path / "rlhf-v1"
-    judge = judges_of(tmp_path, 1)
-    assert judge.tokenizer.fingerprint == tokenizer.fingerprint != toy_tokenizer().fingerprint
-    prompts = read_prompts(world.FOLDER / "prompts-train.jsonl")
-    for row in lines(folder / "samples.jsonl")[:4]:
-        assert row["tokenizer"] == toy_tokenizer().fingerprint
-        ids = encode_dialog(
-            tokenizer, [*prompts[row["index"]]["prompt"], assistant(row["answer"])]
-        ).ids
-        assert row["safety"] == pytest.approx(score(judge.models["safety"], [ids]).item(), abs=1e-3)
-    assert {row["tokenizer"] for row in read_sft(folder / "best.jsonl")} == {
-        toy_tokenizer().fingerprint
-    }
-    assert (
-        abs(
-            torch.cat(
-                score_pairs(judge.models["helpfulness"], tokenizer, answers_of_sft(tmp_path))
-            ).mean()
-        )
-        < 1e-3
-    )
-    assert judge.models["helpfulness"].shift != 0 == judge.models["safety"].shift
+    reward_models = reward_models_of(folder)
+    safety = reward_models.models["safety"]
+    helpfulness = reward_models.models["helpfulness"]
+    fingerprint = toy_tokenizer().fingerprint
+    assert reward_models.tokenizer.fingerprint == tokenizer.fingerprint != fingerprint
+    prompts = train_prompts()
+    for answer in read_samples(folder / "samples.jsonl")[:4]:
+        assert answer.tokenizer == fingerprint
+        dialog = [*prompts[answer.index].messages, assistant(answer.text)]
+        ids = encode_dialog(tokenizer, dialog).ids
+        assert answer.safety == pytest.approx(score(safety, [ids]).item(), abs=1e-3)
+    best = read_sft(folder / "best.jsonl")
+    assert {dialog.tokenizer for dialog in best} == {fingerprint}
+    scores = score_pairs(helpfulness, tokenizer, pairs_of_sft(tmp_path))
+    assert abs(torch.cat(scores).mean()) < 1e-3
+    assert helpfulness.shift != 0 == safety.shift
 
 
 def test_distillation(assets, tmp_path):
@@ -1120,13 +925,13 @@ def test_distillation(assets, tmp_path):
     runtime.save_model(tmp_path / "small", tiny_model(max_seq_len=512), toy_tokenizer())
     for start in (tmp_path / "small", assets / "stories260K" / "meta"):
         out = tmp_path / start.name / "out"
-        run_quietly(
-            sft.main, *TINY, "--out", out, "--data", best, "--init", start, "--dev-data", "none"
-        )
-        losses = [
-            held_out_loss(model, encode_rows(tokenizer, read_sft(best), 512))
-            for model, tokenizer in map(runtime.load_model, (start, out / "sft"))
-        ]
+        files = ("--data", best, "--init", start, "--dev-data", "none")
+        run_quietly(sft.main, *TINY, "--out", out, *files)
+        losses = []
+        for folder in (start, out / "sft"):
+            model, tokenizer = runtime.load_model(folder)
+            dialogs = encode_dialogs(tokenizer, read_sft(best), 512)
+            losses.append(held_out_loss(model, dialogs))
         assert losses[1] < losses[0] - 0.05
 
 

@@ -1,42 +1,54 @@
 """The report: made from a small chain, in one file; answers are sampled once; two models compared,
 by a person too; and no evaluation prompt is ever trained on."""
 
+import html
 import html.parser
 import json
 import math
 import random
 import re
 import shutil
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import eval as evaluation
+import report
 import runtime
-from data import InputError, encode_prompt, read_prompts, world
+from data import Answer, InputError, Prompt, encode_prompt, read_prompts, world
 from data.annotators import sides_swapped
+from data.jsonl import AXES
 from eval import (
-    AXES,
     TURNS,
     Interval,
+    Judge,
+    Judgement,
     adherence_by_turn,
     allowed_outside,
     axis_of,
     cached_adherence,
     compare,
+    compare_content,
     compare_families,
-    evaluate,
+    compare_with_reference,
+    harmless,
     health,
     interval,
     judge,
+    judge_by_reward_models,
     load_judges,
+    measure_adherence,
+    measure_content,
+    measure_system_prompt,
     prediction_interval,
-    score_rows,
+    score_of,
     summary,
 )
 from experiments import reference
+from play import compare as versus
 from reward import load_reward_model
 from runtime import (
     cached_answers,
@@ -44,9 +56,7 @@ from runtime import (
     load_model,
     made_by,
     newest_reward_models,
-    page,
-    report,
-    terminal,
+    sample_answers,
 )
 from tests.helpers import (
     assistant,
@@ -64,7 +74,7 @@ from tests.helpers import (
 MODELS = ("sft", "rlhf-v1", "rlhf-v2")
 
 
-def few_prompts() -> list[dict]:
+def few_prompts() -> list[Prompt]:
     """Prompts of every kind, some items twice."""
     return toy_prompts(24, "dev")
 
@@ -100,8 +110,9 @@ def metrics_of(out: Path) -> dict:
     return json.loads((out / "eval" / "metrics.json").read_text())
 
 
-def answers_of(out: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (out / "eval" / f"answers-{name}.jsonl").open()]
+def answers_of(out: Path, name: str) -> list[Answer]:
+    path = out / "eval" / f"answers-{name}.jsonl"
+    return [Answer.from_json(json.loads(line)) for line in path.open()]
 
 
 class Reader(html.parser.HTMLParser):
@@ -158,13 +169,13 @@ def read(path: Path) -> Reader:
 
 def test_report_is_made():
     """One file that needs no other, the paper's sections in their order, every picture with a
-    caption.
+    caption, every section with a plain sentence first.
     """
     out, printed = made()
     source, found = (out / "eval" / "report.html").read_text(), read(out / "eval" / "report.html")
     assert all(value.startswith(("#", "data:image/png;base64,")) for _, value in found.links)
     assert not re.search(r"<script|<link|@import|url\((?!#)", source), "nothing from elsewhere"
-    assert [re.match(r"§[\d.]+|\w+", title)[0] for title in found.headings] == [
+    assert [re.findall(r"§[\d.]+|^\w+", title)[-1] for title in found.headings] == [
         "Summary",
         "The",
         "§3.1",
@@ -187,6 +198,7 @@ def test_report_is_made():
     )
     for title in found.headings:
         assert f"=== {title}" in printed, "the same in the terminal"
+    assert source.count("</h2>\n<p>") == len(found.headings), "a plain sentence comes first"
 
 
 def test_report_tells_what_it_shows():
@@ -220,15 +232,16 @@ def test_report_numbers():
     """metrics.json and the tables hold what the measures give, of the answers that are kept."""
     out, printed = made()
     prompts, found = few_prompts(), metrics_of(out)
-    rows = {name: judge(prompts, answers_of(out, name)) for name in MODELS}
+    answers = {name: answers_of(out, name) for name in MODELS}
+    judgements = {name: judge(prompts, answers[name]) for name in MODELS}
     assert list(found["versions"]) == list(MODELS) and found["newest"] == "rlhf-v2"
     assert list(found["judges"]) == ["annotator", "reward models", "second reward models"]
     for name, row in found["versions"].items():
-        mean = summary(prompts, rows[name])
+        mean = summary(prompts, judgements[name])
         assert row["summary"]["helpfulness"] == pytest.approx(list(mean["helpfulness"]))
         assert row["summary"]["violations"][0] == pytest.approx(mean["violations"].mean)
         if name != "sft":
-            for axis, wins in compare(prompts, rows[name], rows["sft"]).items():
+            for axis, wins in compare(prompts, judgements[name], judgements["sft"]).items():
                 assert row["wins"]["annotator"][axis] == pytest.approx(list(wins))
                 assert (
                     wins.wins + wins.ties + wins.losses == {"helpfulness": 32, "safety": 16}[axis]
@@ -242,12 +255,15 @@ def test_report_numbers():
         axis: load_reward_model(folder) for axis, folder in newest_reward_models(chain()[0]).items()
     }
     first = {axis: load_reward_model(chain()[0] / f"reward-{axis}") for axis in AXES}
-    for who, judges in (("reward models", models), ("second reward models", first)):
-        views = [score_rows(prompts, judges, rows[name]) for name in ("rlhf-v1", "sft")]
-        for axis, wins in compare(prompts, *views, tie=0.0).items():
+    for who, of_axis in (("reward models", models), ("second reward models", first)):
+        v1, sft = (
+            judge_by_reward_models(prompts, answers[name], models=of_axis)
+            for name in ("rlhf-v1", "sft")
+        )
+        for axis, wins in compare(prompts, v1, sft, tie=0.0).items():
             assert found["versions"]["rlhf-v1"]["wins"][who][axis] == pytest.approx(list(wins))
             assert found["versions"]["rlhf-v1"]["scores"][who][axis] == pytest.approx(
-                list(summary(prompts, views[0])[axis]), abs=1e-3
+                list(summary(prompts, v1)[axis]), abs=1e-3
             )
 
 
@@ -256,23 +272,25 @@ def test_report_with_the_system_prompt():
     out, _ = made()
     found, prompts = metrics_of(out)["system_prompt"], few_prompts()
     assert found["text"] == world.words.ORDINARY_SYSTEM
-    told = {name: judge(prompts, answers_of(out, f"{name}-system")) for name in ("sft", "rlhf-v2")}
-    for axis, wins in compare(prompts, told["rlhf-v2"], told["sft"]).items():
+    answers = {name: answers_of(out, f"{name}-system") for name in ("sft", "rlhf-v2")}
+    judgements = {name: judge(prompts, of_model) for name, of_model in answers.items()}
+    for axis, wins in compare(prompts, judgements["rlhf-v2"], judgements["sft"]).items():
         assert found["with"]["wins"][axis] == pytest.approx(list(wins))
     assert found["without"]["rlhf-v2"]["helpfulness"] == pytest.approx(
         metrics_of(out)["versions"]["rlhf-v2"]["summary"]["helpfulness"]
     )
-    with_it = [
-        prompt | {"prompt": [system(found["text"]), *prompt["prompt"]]} for prompt in prompts
-    ]
-    again = evaluate(*load_model(out / "sft"), with_it, samples=2)
-    assert [row["answer_ids"] for row in again] == [row["answer_ids"] for row in told["sft"]]
+    with_it = []
+    for prompt in prompts:
+        with_it.append(replace(prompt, messages=[system(found["text"]), *prompt.messages]))
+    again = sample_answers(*load_model(out / "sft"), with_it, key=(0, "evaluation"), samples=2)
+    assert [answer.ids for answer in again] == [answer.ids for answer in answers["sft"]]
 
 
 def test_report_on_prompts_with_a_system_prompt_of_their_own(tmp_path):
     """They cannot get a second one."""
     prompts = few_prompts()
-    prompts[3] = prompts[3] | {"prompt": [system("Be brief."), *prompts[3]["prompt"]]}
+    messages = [system("Be brief."), *prompts[3].messages]
+    prompts[3] = replace(prompts[3], messages=messages)
     write_lines(tmp_path / "prompts.jsonl", prompts)
     out = linked(tmp_path / "out")
     run_quietly(evaluation.main, *arguments(out))
@@ -307,13 +325,11 @@ def test_report_shows_answers():
         "unsafe",
     }
     for row in shown:
-        i = next(
-            i for i, prompt in enumerate(prompts) if prompt["prompt"] == row["prompt"]["prompt"]
-        )
+        [i] = [i for i, prompt in enumerate(prompts) if prompt.messages == row["prompt"]["prompt"]]
         for name in MODELS:
-            assert row["answers"][name] == answers_of(out, name)[2 * i]["answer"]
-        text = page.html.escape(row["prompt"]["prompt"][0]["content"])
-        assert source.index(text) < source.index("§3.1 Supervised fine-tuning</h2>")
+            assert row["answers"][name] == answers_of(out, name)[2 * i].text
+        text = html.escape(row["prompt"]["prompt"][0]["content"])
+        assert source.index(text) < source.index("supervised fine-tuning (§3.1)</h2>")
 
 
 def test_second_call_does_not_sample(monkeypatch, tmp_path):
@@ -362,7 +378,7 @@ def test_report_judged_by_reward_models(tmp_path):
     )
     assert set(found["versions"]["rlhf-v1"]["summary"]) == {"helpfulness", "safety", "tokens"}
     assert set(found["versions"]["rlhf-v1"]["wins"]["reward models"]) == set(AXES)
-    assert "mine.jsonl" in printed and "§4 Safety" not in printed
+    assert "mine.jsonl" in printed and "(§4)" not in printed
     read(out / "eval" / "report.html")
     with pytest.raises(InputError, match="toy world's prompts only"):
         run_quietly(
@@ -377,12 +393,12 @@ def test_report_judged_by_reward_models(tmp_path):
 
 
 def test_settings_that_do_not_fit(tmp_path):
-    with pytest.raises(InputError, match="--compare A B"):
-        run_quietly(evaluation.main, "--out", tmp_path, "--judge", "human")
     with pytest.raises(InputError, match="--show -1"):
         run_quietly(evaluation.main, "--out", tmp_path, "--show", -1)
     with pytest.raises(SystemExit):
-        run_quietly(evaluation.main, "--out", tmp_path, "--compare", "sft")
+        run_quietly(evaluation.main, "--out", tmp_path, "--judge", "human")
+    with pytest.raises(SystemExit):
+        run_quietly(versus.main, "sft", "--out", tmp_path)
 
 
 # ---- kept answers ----
@@ -395,17 +411,16 @@ def test_cached_answers(tmp_path):
     prompts, path = few_prompts()[:6], tmp_path / "eval" / "answers.jsonl"
     folder = tmp_path / "model"
     runtime.save_model(folder, tiny_model(), toy_tokenizer())
-    rows = cached_answers(folder, prompts, path, samples=2)
-    again = evaluate(tiny_model(), toy_tokenizer(), prompts, samples=2)
-    assert [row["answer_ids"] for row in rows] == [row["answer_ids"] for row in again]
-    assert [(row["index"], row["sample"]) for row in rows] == [
+    answers = cached_answers(folder, prompts, path, samples=2)
+    again = sample_answers(tiny_model(), toy_tokenizer(), prompts, key=(0, "evaluation"), samples=2)
+    ids = [answer.ids for answer in answers]
+    assert ids == [answer.ids for answer in again]
+    assert [(answer.index, answer.sample) for answer in answers] == [
         (i, k) for i in range(6) for k in range(2)
     ]
     stamp = path.stat().st_mtime_ns
-    assert (
-        cached_answers(folder, prompts, path, samples=2) == rows
-        and path.stat().st_mtime_ns == stamp
-    )
+    assert cached_answers(folder, prompts, path, samples=2) == answers
+    assert path.stat().st_mtime_ns == stamp
     for change in (
         {"samples": 1},
         {"temperature": 0.5},
@@ -414,20 +429,15 @@ def test_cached_answers(tmp_path):
         {"system": "Be brief."},
     ):
         other = cached_answers(folder, prompts, path, **({"samples": 2} | change))
-        assert other[0]["made_by"] != rows[0]["made_by"] and len(other) == 6 * change.get(
-            "samples", 2
-        )
-        assert {row["made_by"] for row in kept_rows(path, other[0]["made_by"])} == {
-            other[0]["made_by"]
-        }
+        mark = other[0].made_by
+        assert mark != answers[0].made_by and len(other) == 6 * change.get("samples", 2)
+        assert {row["made_by"] for row in kept_rows(path, mark)} == {mark}
     other = cached_answers(folder, few_prompts()[6:12], path, samples=2)
-    assert [row["answer_ids"] for row in other] != [row["answer_ids"] for row in rows]
-    assert cached_answers(folder, prompts, path, samples=2) == rows
+    assert [answer.ids for answer in other] != ids
+    assert cached_answers(folder, prompts, path, samples=2) == answers
     runtime.save_model(folder, tiny_model(seed=1), toy_tokenizer())
     newer = cached_answers(folder, prompts, path, samples=2)
-    assert [row["answer_ids"] for row in newer] != [
-        row["answer_ids"] for row in rows
-    ], "another model, other answers"
+    assert [answer.ids for answer in newer] != ids, "another model, other answers"
 
 
 def test_cached_answers_goes_on(tmp_path, monkeypatch):
@@ -435,7 +445,7 @@ def test_cached_answers_goes_on(tmp_path, monkeypatch):
     prompts, path, folder = few_prompts(), tmp_path / "answers.jsonl", tmp_path / "model"
     runtime.save_model(folder, tiny_model(), toy_tokenizer())
     monkeypatch.setitem(runtime.sample_answers.__kwdefaults__, "batch_rows", 8)
-    rows = cached_answers(folder, prompts, path)
+    answers = cached_answers(folder, prompts, path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:8]) + lines[8][:20])
     calls, generate = [], runtime.sampling.generate
@@ -444,7 +454,7 @@ def test_cached_answers_goes_on(tmp_path, monkeypatch):
         "generate",
         lambda *args, **kwargs: calls.append(1) or generate(*args, **kwargs),
     )
-    assert cached_answers(folder, prompts, path) == rows and len(calls) == 2
+    assert cached_answers(folder, prompts, path) == answers and len(calls) == 2
 
 
 def test_kept_rows(tmp_path):
@@ -508,6 +518,16 @@ def test_read_reference(tmp_path, capsys):
     )
 
 
+def an_answer(index: int, text: str) -> Answer:
+    return Answer(index, 0, text, [1], 0.0, 1.0, "eos", False)
+
+
+def right_answer(prompt: Prompt) -> str:
+    """In full style; to an unsafe prompt, what it asks for."""
+    family = world.FAMILIES[prompt.family]
+    return world.fill(family.full, family.right(prompt.item, random.Random(0)))
+
+
 def test_main_wiring(tmp_path, monkeypatch):
     """Which models are compared with which, by which seed; a control is no version, a run not its
     own reference.
@@ -516,30 +536,22 @@ def test_main_wiring(tmp_path, monkeypatch):
     (out / "gatt").symlink_to(chain()[0] / "rlhf-v2")
     (out / "rlhf-v5-no-ppo").symlink_to(chain()[0] / "rlhf-v1")
     prompts = write_lines(tmp_path / "prompts-test.jsonl", few_prompts())
-    monkeypatch.setattr(
-        evaluation,
-        "load_judges",
-        lambda out, prompts, *rest: {
-            "annotator": evaluation.JudgedBy(lambda rows: judge(prompts, rows), world.TIE)
-        },
-    )
+    annotator = {"annotator": Judge(judge, world.TIE)}
+    monkeypatch.setattr(evaluation, "load_judges", lambda *arguments: annotator)
     # SFT only without the system prompt
     good = {("gatt", ""), ("gatt", world.words.ORDINARY_SYSTEM), ("sft", "")}
 
     def answers(folder, prompts, path, *, system="", samples=1, **options):
-        rows = []
+        is_good = (folder.name, system) in good
+        found = []
         for i, prompt in enumerate(prompts):
-            family = world.FAMILIES[prompt["family"]]
-            fields = family.right(prompt["item"], random.Random(0))
-            text = world.fill(family.full, fields) if (folder.name, system) in good else "No."
-            if prompt["is_safety"]:
-                text = (
-                    world.words.REFUSALS[0]
-                    if (folder.name, system) in good
-                    else world.fill(family.full, fields)
-                )
-            rows.append({"index": i, "sample": 0, "answer": text, "answer_ids": [1]})
-        return rows
+            right = right_answer(prompt)
+            if prompt.is_safety:
+                text = world.words.REFUSALS[0] if is_good else right
+            else:
+                text = right if is_good else "No."
+            found.append(an_answer(i, text))
+        return found
 
     monkeypatch.setattr(evaluation, "cached_answers", answers)
     asked = []
@@ -576,43 +588,194 @@ def test_main_wiring(tmp_path, monkeypatch):
     assert found["reference_seeds"] == ["1", "2", "3", "4"], "this run is of seed 0"
 
 
+def test_main_shows_other_models(tmp_path):
+    """A student's folder is asked and compared like a version, but is not the newest one."""
+    out = linked(tmp_path / "out")
+    no_record = shutil.ignore_patterns("stage.json")
+    shutil.copytree(chain()[0] / "rlhf-v1", out / "dpo", ignore=no_record)
+    run_quietly(evaluation.main, *arguments(out))
+    found = metrics_of(out)
+    assert list(found["versions"]) == [*MODELS, "dpo"] and found["newest"] == "rlhf-v2"
+    assert found["versions"]["dpo"] == found["versions"]["rlhf-v1"], "the same weights"
+    for row in found["shown"]:
+        assert set(row["answers"]) == set(row["rewards"]) == {*MODELS, "dpo"}
+
+
+def test_shown_rewards():
+    """Beside each answer stands the newest reward models' score of it."""
+    out, _ = made()
+    prompts = few_prompts()
+    models = {}
+    for axis, folder in newest_reward_models(chain()[0]).items():
+        models[axis] = load_reward_model(folder)
+    answers = answers_of(out, "rlhf-v2")
+    judgements = judge_by_reward_models(prompts, answers, models=models)
+    shown = metrics_of(out)["shown"]
+    for number, row in zip(report.pick_shown(prompts, 8), shown, strict=True):
+        score = score_of(prompts[number], judgements[2 * number])
+        assert row["rewards"]["rlhf-v2"] == pytest.approx(score, abs=1e-4)
+
+
+def asked_of(asked: list, right: dict):
+    """A model's answers: right to those prompts that `right` gives it by (model, suffix), and no
+    more than "No." to the others; what was asked is noted.
+    """
+
+    def ask(prompts, name, suffix, **options):
+        asked.append((name, suffix, options))
+        answers = []
+        for i, prompt in enumerate(prompts):
+            is_right = i < right.get((name, suffix), 0)
+            answers.append(an_answer(i, right_answer(prompt) if is_right else "No."))
+        return answers
+
+    return ask
+
+
+def test_measure_content():
+    """At the temperature of the judged answers nobody is asked again; at the others the harmless
+    prompts alone are.
+    """
+    prompts = few_prompts()
+    count = len(harmless(prompts))
+    asked = []
+    right = {("sft", "-greedy"): count, ("rlhf-v1", "-temperature-0.4"): count // 2}
+    ask = asked_of(asked, right)
+    annotated = {}
+    for name in ("sft", "rlhf-v1"):
+        answers = [an_answer(i, right_answer(prompt)) for i, prompt in enumerate(prompts)]
+        annotated[name] = judge(prompts, answers)
+    table = measure_content(ask, prompts, annotated, 1.0)
+    assert asked == [
+        ("sft", "-temperature-0.4", {"temperature": 0.4}),
+        ("rlhf-v1", "-temperature-0.4", {"temperature": 0.4}),
+        ("sft", "-greedy", {"temperature": 0.0}),
+        ("rlhf-v1", "-greedy", {"temperature": 0.0}),
+    ]
+    of_harmless = {}
+    for name, judgements in annotated.items():
+        of_harmless[name] = [one for one in judgements if not prompts[one.index].is_safety]
+    assert table["temperature 1"] == compare_content(prompts, of_harmless)
+    assert table["temperature 1"]["sft"]["content"].mean == 1
+    assert table["temperature 0.4"]["rlhf-v1"]["right"].mean == pytest.approx(0.5, abs=1e-6)
+    assert table["temperature 0.4"]["rlhf-v1"]["difference"].mean > 0
+    assert table["greedy"]["rlhf-v1"]["difference"].mean == -1
+    unsafe = [prompt for prompt in prompts if prompt.is_safety]
+    assert measure_content(ask, unsafe, annotated, 1.0) == {}, "there is no harmless prompt"
+
+
+def test_measure_system_prompt(tmp_path, monkeypatch):
+    """Both models get it, and are compared with one another; nothing is asked where it does not
+    fit.
+    """
+    asked = []
+    right = {("sft", ""): 24, ("gatt", "-system"): 24}
+    monkeypatch.setattr(
+        evaluation,
+        "_ask_model",
+        lambda settings, device, *rest, **options: asked_of(asked, right)(*rest, **options),
+    )
+    prompts = few_prompts()
+    ask = asked_of([], right)
+    annotated = {name: judge(prompts, ask(prompts, name, "")) for name in ("sft", "gatt")}
+    settings = evaluation.Settings(out=tmp_path)
+    measure = partial(measure_system_prompt, settings, torch.device("cpu"))
+    found = measure(prompts, annotated, "gatt")
+    text = world.words.ORDINARY_SYSTEM
+    assert found["text"] == text
+    assert asked == [("sft", "-system", {"system": text}), ("gatt", "-system", {"system": text})]
+    assert found["without"]["wins"] == compare(prompts, annotated["gatt"], annotated["sft"])
+    assert found["without"]["wins"]["helpfulness"].rate == 0
+    assert found["with"]["wins"]["helpfulness"].rate == 1
+    assert found["with"]["gatt"] == found["without"]["sft"] == summary(prompts, annotated["sft"])
+    kept = answers_of(tmp_path, "gatt-system")
+    assert [answer.text for answer in kept] == [right_answer(prompt) for prompt in prompts]
+    assert measure(prompts, annotated, "sft") == {}
+    prompts[5] = replace(prompts[5], messages=[system("Be brief."), *prompts[5].messages])
+    assert measure(prompts, annotated, "gatt") == {} and len(asked) == 2
+
+
+def test_measure_adherence(tmp_path, monkeypatch):
+    """Of V3 and all that follow it, others included, once there is Ghost Attention."""
+    asked = []
+
+    def adherence(folder, path, **options):
+        asked.append((folder.name, path.name, options["dialogs"], options["seed"]))
+        return [{"dialog": 0, "turn": 1, "obeys": [folder.name == "gatt"]}]
+
+    monkeypatch.setattr(evaluation, "cached_adherence", adherence)
+    settings = evaluation.Settings(out=tmp_path, dialogs=3, seed=7)
+    names = ["sft", "rlhf-v2", "rlhf-v3", "gatt", "dpo"]
+    table = measure_adherence(settings, names, torch.device("cpu"))
+    assert {name: found["mean"].mean for name, found in table.items()} == {
+        "rlhf-v3": 0,
+        "gatt": 1,
+        "dpo": 0,
+    }
+    assert asked[0] == ("rlhf-v3", "adherence-rlhf-v3.jsonl", 3, 7)
+    assert measure_adherence(settings, ["sft", "rlhf-v3"], torch.device("cpu")) == {}
+    settings = evaluation.Settings(out=tmp_path, dialogs=0)
+    assert measure_adherence(settings, names, torch.device("cpu")) == {} and len(asked) == 3
+
+
+def test_compare_with_reference(tmp_path, monkeypatch):
+    """A run is compared with the other seeds; one of other prompts, temperature or judge with none.
+    """
+    numbers = {str(seed): {"sft: helpfulness": 0.5} for seed in range(5)}
+    path = write_reference(tmp_path / "reference.json", numbers)
+    monkeypatch.setattr(evaluation, "REFERENCE", path)
+    metrics = {
+        "prompts": {"file": "prompts-test.jsonl", "temperature": 1.0},
+        "judges": {"annotator": 0.04, "reward models": 0.0},
+        "stages": {"sft": {"settings": {"seed": 3}}},
+        "numbers": {"sft: helpfulness": 0.7},
+    }
+    found = compare_with_reference(metrics)
+    assert found["reference_seeds"] == ["0", "1", "2", "4"] and found["allowed_outside"] == 1
+    assert not found["health"]["sft: helpfulness"].inside
+    assert compare_with_reference(metrics | {"stages": {}})["reference_seeds"] == list("01234")
+    for other in (
+        {"prompts": {"file": "prompts-dev.jsonl", "temperature": 1.0}},
+        {"prompts": {"file": "prompts-test.jsonl", "temperature": 0.5}},
+        {"judges": {"reward models": 0.0, "annotator": 0.04}},
+    ):
+        found = compare_with_reference(metrics | other)
+        assert found == {"health": {}, "allowed_outside": 0, "reference_seeds": []}
+
+
 # ---- judges ----
 
 
-def test_score_rows():
+def test_judge_by_reward_models():
     """Each answer's score is that of its own prompt and ids, on the prompt's axis, by that axis's
     model.
     """
     prompts, out = few_prompts(), chain()[0]
-    rows = [
-        row | {"tokenizer": toy_tokenizer().fingerprint}
-        for row in evaluate(*load_model(out / "sft"), prompts, samples=2)
-    ]
+    model, tokenizer = load_model(out / "sft")
+    key = (0, "evaluation")
+    answers = []
+    for answer in sample_answers(model, tokenizer, prompts, key=key, samples=2):
+        answers.append(replace(answer, tokenizer=toy_tokenizer().fingerprint))
     models = {axis: load_reward_model(out / f"reward-{axis}") for axis in AXES}
-    found = score_rows(prompts, models, rows)
-    for row, view in list(zip(rows, found, strict=True))[::5]:
-        prompt = prompts[row["index"]]
-        axis = axis_of(prompt)
-        ids = encode_prompt(toy_tokenizer(), prompt["prompt"]) + row["answer_ids"]
+    judgements = judge_by_reward_models(prompts, answers, models=models)
+    for answer, judgement in list(zip(answers, judgements, strict=True))[::5]:
+        prompt = prompts[answer.index]
+        ids = encode_prompt(toy_tokenizer(), prompt.messages) + answer.ids
         with torch.inference_mode():
-            expected = models[axis][0](torch.tensor([ids]), torch.tensor([len(ids)])).item()
-        assert view[axis] == pytest.approx(expected, abs=1e-4) and set(view) == {
-            "index",
-            "answer_ids",
-            axis,
-        }
-    assert set(score_rows(prompts, {"safety": models["safety"]}, rows)[0]) <= {
-        "index",
-        "answer_ids",
-        "safety",
-    }
-    text = score_rows(prompts, models, [row | {"tokenizer": "another"} for row in rows])
-    assert text != found or all(
-        row["finish_reason"] == "eos" for row in rows
-    ), "by its text, with EOS"
-    score_rows(
-        prompts, models, [rows[0] | {"tokenizer": "another", "has_tag": True, "answer": "[INST]"}]
-    )
+            reward_model, _ = models[axis_of(prompt)]
+            expected = reward_model(torch.tensor([ids]), torch.tensor([len(ids)])).item()
+        score = score_of(prompt, judgement)
+        assert score == pytest.approx(expected, abs=1e-4)
+        alone = Judgement(answer.index, tokens=len(answer.ids), **{axis_of(prompt): score})
+        assert judgement == alone, "of the other axis, and of what it says, nothing is known"
+    of_safety = judge_by_reward_models(prompts, answers, models={"safety": models["safety"]})
+    assert all(judgement.helpfulness is None for judgement in of_safety)
+    foreign = [replace(answer, tokenizer="another") for answer in answers]
+    by_text = judge_by_reward_models(prompts, foreign, models=models)
+    all_ended = all(answer.finish_reason == "eos" for answer in answers)
+    assert by_text != judgements or all_ended, "by its text, with EOS"
+    tagged = replace(foreign[0], has_tag=True, text="[INST]")
+    judge_by_reward_models(prompts, [tagged], models=models)
 
 
 def test_load_judges(tmp_path, capsys):
@@ -623,7 +786,7 @@ def test_load_judges(tmp_path, capsys):
         load_judges(out, prompts)["annotator"].tie == world.TIE
         and load_judges(out, prompts)["reward models"].tie == 0.0
     )
-    mine = [{"prompt": [user("Hi?")], "is_safety": False, "family": "all", "item": "0"}]
+    mine = [Prompt([user("Hi?")], family="all", item="0")]
     assert list(load_judges(out, mine)) == ["reward models", "second reward models"]
     assert list(load_judges(tmp_path, prompts)) == ["annotator"]
     (tmp_path / "one").mkdir()
@@ -634,7 +797,7 @@ def test_load_judges(tmp_path, capsys):
         "reward-helpfulness is missing: the reward models do not judge helpfulness"
         in capsys.readouterr().out
     )
-    load_judges(tmp_path / "one", [mine[0] | {"is_safety": True}])
+    load_judges(tmp_path / "one", [replace(mine[0], is_safety=True)])
     assert not capsys.readouterr().out, "nobody asks for the other axis"
     with pytest.raises(InputError, match="nobody can judge"):
         load_judges(tmp_path, mine)
@@ -648,14 +811,13 @@ def test_load_judges(tmp_path, capsys):
 def test_compare_two(monkeypatch):
     """Names in OUT or folders; the printed numbers are those of the measures, A's wins over B."""
     out = made()[0]
-    printed = run_quietly(
-        evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft")
-    )
+    printed = run_quietly(versus.main, "rlhf-v2", "sft", *arguments(out, "--answers", 2))
     prompts = few_prompts()
-    rows = {name: judge(prompts, answers_of(out, name)) for name in MODELS}
-    for axis, found in compare(prompts, rows["rlhf-v2"], rows["sft"]).items():
+    answers = {name: answers_of(out, name) for name in ("rlhf-v2", "sft")}
+    judgements = [judge(prompts, of_model) for of_model in answers.values()]
+    for axis, found in compare(prompts, *judgements).items():
         assert re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
-    for family, found in compare_families(prompts, rows["rlhf-v2"], rows["sft"]).items():
+    for family, found in compare_families(prompts, *judgements).items():
         assert re.search(
             rf"\n{family} +{re.escape(report.number(found.wins))}"
             rf" +{re.escape(str(found.difference))}",
@@ -666,30 +828,34 @@ def test_compare_two(monkeypatch):
         and "not worse: above -0.03." in printed
     )
     paths = chain()[0] / "rlhf-v2", chain()[0] / "sft"
-    folders = run_quietly(evaluation.main, *arguments(out, "--answers", 2, "--compare", *paths))
+    folders = run_quietly(versus.main, *paths, *arguments(out, "--answers", 2))
     assert folders.splitlines()[2:4] == printed.splitlines()[2:4]
     printed = run_quietly(
-        evaluation.main,
-        *arguments(out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "reward"),
+        versus.main, "rlhf-v1", "sft", *arguments(out, "--answers", 2, "--judge", "reward")
     )
     wins = metrics_of(out)["versions"]["rlhf-v1"]["wins"]["reward models"]["safety"]
     assert "judged by reward models" in printed and re.search(rf"\nsafety +{wins[0]:.3f} ", printed)
-    with pytest.raises(InputError, match="--compare nowhere: neither a model in"):
-        run_quietly(evaluation.main, *arguments(out, "--compare", "nowhere", "sft"))
+    with pytest.raises(InputError, match="nowhere: neither a model in"):
+        run_quietly(versus.main, "nowhere", "sft", *arguments(out))
 
-    def by_length(rows):  # a judge under whom one of the two is better for sure
-        return [row | dict.fromkeys(AXES, len(row["answer"])) for row in rows]
-
-    monkeypatch.setattr(evaluation, "load_judges", lambda *rest: {"length": (by_length, 0.0)})
-    printed = run_quietly(
-        evaluation.main, *arguments(out, "--answers", 2, "--compare", "rlhf-v2", "sft")
-    )
-    expected = compare(prompts, by_length(rows["rlhf-v2"]), by_length(rows["sft"]), tie=0.0)
+    # a judge under whom one of the two is better for sure
+    by_length = {"length": Judge(judge_by_length, 0.0)}
+    monkeypatch.setattr(versus, "load_judges", lambda *arguments: by_length)
+    printed = run_quietly(versus.main, "rlhf-v2", "sft", *arguments(out, "--answers", 2))
+    judgements = [judge_by_length(prompts, of_model) for of_model in answers.values()]
+    expected = compare(prompts, *judgements, tie=0.0)
     assert any(found.wins != found.losses for found in expected.values())
-    assert all(
-        re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
-        for axis, found in expected.items()
-    )
+    for axis, found in expected.items():
+        assert re.search(rf"\n{axis} +{re.escape(str(found))}", printed)
+
+
+def judge_by_length(prompts: list[Prompt], answers: list[Answer]) -> list[Judgement]:
+    """The longer, the better."""
+    judgements = []
+    for answer in answers:
+        length = len(answer.text)
+        judgements.append(Judgement(answer.index, helpfulness=length, safety=length))
+    return judgements
 
 
 class Person:
@@ -713,7 +879,7 @@ class Person:
         return "2" if difference > 0 else "6" if difference < 0 else "4"
 
 
-def pairs_of_texts(count: int = 12) -> tuple[list[dict], list[dict], list[dict]]:
+def pairs_of_texts(count: int = 12) -> tuple[list[Prompt], list[Answer], list[Answer]]:
     """Prompts and two models' answers: the first one's are longer four times in six, as long or
     equal else.
     """
@@ -725,17 +891,14 @@ def pairs_of_texts(count: int = 12) -> tuple[list[dict], list[dict], list[dict]]
         ("same", "same"),
         ("aaaaaa", "bbb"),
     ]
-    prompts = [
-        {"prompt": [user(f"Question {i}?")], "is_safety": i % 2 == 0, "family": "f", "item": str(i)}
-        for i in range(count)
-    ]
-    return prompts, *(
-        [
-            {"index": i, "sample": 0, "answer": texts[i % 6][side], "made_by": f"model {side}"}
-            for i in range(count)
-        ]
-        for side in (0, 1)
-    )
+    prompts, first, second = [], [], []
+    for i in range(count):
+        message = user(f"Question {i}?")
+        prompts.append(Prompt([message], is_safety=i % 2 == 0, family="f", item=str(i)))
+        one, other = texts[i % 6]
+        first.append(replace(an_answer(i, one), made_by="model 0"))
+        second.append(replace(an_answer(i, other), made_by="model 1"))
+    return prompts, first, second
 
 
 def test_ask_grades(tmp_path, monkeypatch, capsys):
@@ -745,33 +908,33 @@ def test_ask_grades(tmp_path, monkeypatch, capsys):
     prompts, first, second = pairs_of_texts()
     path = tmp_path / "eval" / "human.jsonl"
     person = Person(monkeypatch, capsys, stop=4)
-    found = terminal.ask_grades(prompts, first, second, path, seed=0)
+    found = versus.ask_grades(prompts, first, second, path, seed=0)
     assert person.asked == 4 and 4 <= len(found) < 12
     assert all("model" not in text for text in person.seen)
     half = path.read_text()
     again = Person(monkeypatch, capsys, stop=100)
-    found = terminal.ask_grades(prompts, first, second, path, seed=0)
+    found = versus.ask_grades(prompts, first, second, path, seed=0)
     assert again.asked == 10 - 4 and path.read_text().startswith(half) and len(found) == 12
-    grades = {row["index"]: row["grade"] for row in found}
+    grades = {grade.index: grade.grade for grade in found}
     assert [grades[i] for i in range(12)] == [2, 2, -2, 0, 0, 2] * 2
-    swapped = {row["index"]: row["swapped"] for row in found}
+    swapped = {grade.index: grade.swapped for grade in found}
     assert (
         swapped == {i: sides_swapped("human", 0, i) for i in range(12)}
         and len(set(swapped.values())) == 2
     )
     none = Person(monkeypatch, capsys, stop=0)
-    assert len(terminal.ask_grades(prompts, first, second, path, seed=0)) == 12 and none.asked == 0
-    newer = [row | {"made_by": "another model"} for row in first]
-    found = terminal.ask_grades(prompts, newer, second, path, seed=0)
+    assert len(versus.ask_grades(prompts, first, second, path, seed=0)) == 12 and none.asked == 0
+    newer = [replace(answer, made_by="another model") for answer in first]
+    found = versus.ask_grades(prompts, newer, second, path, seed=0)
     assert all(
-        row["grade"] == 0 for row in found
+        grade.grade == 0 for grade in found
     ), "what was said of other models does not count; equal answers are ties"
     assert path.read_text().startswith(half), "but it is kept"
 
 
 def test_unswap():
-    assert [terminal.unswap(typed, False) for typed in range(1, 8)] == [3, 2, 1, 0, -1, -2, -3]
-    assert [terminal.unswap(typed, True) for typed in range(1, 8)] == [-3, -2, -1, 0, 1, 2, 3]
+    assert [versus.unswap(typed, False) for typed in range(1, 8)] == [3, 2, 1, 0, -1, -2, -3]
+    assert [versus.unswap(typed, True) for typed in range(1, 8)] == [-3, -2, -1, 0, 1, 2, 3]
 
 
 def test_compare_by_a_person(monkeypatch, capsys):
@@ -779,29 +942,20 @@ def test_compare_by_a_person(monkeypatch, capsys):
     included.
     """
     out, prompts = made()[0], few_prompts()
-    rows = {name: answers_of(out, name) for name in ("rlhf-v1", "sft")}
+    answers = [answers_of(out, name) for name in ("rlhf-v1", "sft")]
     person = Person(monkeypatch, capsys, stop=10**6)
-    evaluation.main(
-        [
-            str(word)
-            for word in arguments(
-                out, "--answers", 2, "--compare", "rlhf-v1", "sft", "--judge", "human"
-            )
-        ]
-    )
+    asked = arguments(out, "--answers", 2, "--judge", "human")
+    versus.main(["rlhf-v1", "sft", *map(str, asked)])
     printed = capsys.readouterr().out
-    lengths = {
-        name: [row | dict.fromkeys(AXES, len(row["answer"])) for row in found]
-        for name, found in rows.items()
-    }
-    for axis, wins in compare(prompts, lengths["rlhf-v1"], lengths["sft"], tie=0.0).items():
+    lengths = [judge_by_length(prompts, of_model) for of_model in answers]
+    for axis, wins in compare(prompts, *lengths, tie=0.0).items():
         assert re.search(
             rf"\n{axis} +{wins.rate:.3f} .*\(win {wins.wins}, tie {wins.ties}, loss"
             rf" {wins.losses}\)",
             printed,
         )
     kept = [json.loads(line) for line in (out / "eval" / "human-rlhf-v1-sft.jsonl").open()]
-    equal = sum(a["answer"] == b["answer"] for a, b in zip(*rows.values(), strict=True))
+    equal = sum(a.text == b.text for a, b in zip(*answers, strict=True))
     assert len(kept) == 48 and person.asked == 48 - equal
 
 
@@ -877,22 +1031,22 @@ def test_report_content():
     """
     out, printed = made()
     prompts, found = few_prompts(), metrics_of(out)
-    harmless = [prompt for prompt in prompts if not prompt["is_safety"]]
+    asked = harmless(prompts)
     assert list(found["content"]) == ["temperature 1", "temperature 0.4", "greedy"]
     assert "Right before nice" in printed
     for name in MODELS:
-        kept = judge(prompts, answers_of(out, name))
-        expected = {
-            "temperature 1": [row for row in kept if not prompts[row["index"]]["is_safety"]]
-        }
+        of_all = judge(prompts, answers_of(out, name))
+        expected = {"temperature 1": [one for one in of_all if not prompts[one.index].is_safety]}
         for label, end in (("temperature 0.4", "temperature-0.4"), ("greedy", "greedy")):
-            expected[label] = judge(harmless, answers_of(out, f"{name}-{end}"))
-            assert {row["temperature"] for row in expected[label]} == {0.4 if "4" in end else 0.0}
-        for label, rows in expected.items():
-            assert len(rows) == 2 * len(harmless)
+            answers = answers_of(out, f"{name}-{end}")
+            expected[label] = judge(asked, answers)
+            assert {answer.temperature for answer in answers} == {0.4 if "4" in end else 0.0}
+        for label, judgements in expected.items():
+            assert len(judgements) == 2 * len(asked)
             row = found["content"][label][name]
             for key in ("content", "right", "helpfulness"):
-                mean = sum(float(answer[key]) for answer in rows) / len(rows)
+                total = sum(float(getattr(one, key)) for one in judgements)
+                mean = total / len(judgements)
                 assert (
                     row[key][0]
                     == found["numbers"][f"{name}: {key}, {label}"]
@@ -949,20 +1103,20 @@ def healthy_metrics() -> dict:
 def test_health_section():
     """The run in its band; what is outside is named, and too many outside are no healthy run."""
     metrics = healthy_metrics()
-    title, (figure, table) = report.health_section(metrics, made()[0])
+    title, (_, figure, table) = report.opening.health_section(metrics, made()[0])
     assert [row[0] for row in table.rows if row[-1] == "OUTSIDE"] == ["sft: safety"]
     [band, run] = next(panel for panel in figure.panels if panel.title == "safety").curves
     i = run.x.index("sft")
     assert not band.low[i] <= run.y[i] <= band.high[i] and band.low[i] < band.y[i] < band.high[i]
-    assert "looks healthy" in report.health_text(
+    assert "looks healthy" in report.opening.health_text(
         metrics
-    ) and "Outside: sft: safety" in report.health_text(metrics)
-    assert "does NOT look healthy" in report.health_text(metrics | {"allowed_outside": 0})
+    ) and "Outside: sft: safety" in report.opening.health_text(metrics)
+    assert "does NOT look healthy" in report.opening.health_text(metrics | {"allowed_outside": 0})
     value, expected, inside, _ = metrics["health"]["sft: safety"]
     metrics["health"]["sft: safety"] = [value, expected, inside, True]
-    assert "does NOT look healthy" in report.health_text(
+    assert "does NOT look healthy" in report.opening.health_text(
         metrics
-    ) and "far outside: sft: safety" in report.health_text(metrics)
+    ) and "far outside: sft: safety" in report.opening.health_text(metrics)
     found = [section.title for section in report.sections(metrics, made()[0])]
     assert found[:3] == ["Summary", "The same prompts, version by version", title]
 
@@ -991,12 +1145,11 @@ def test_reference(tmp_path, monkeypatch):
         "main",
         lambda argv: shutil.copy(made()[0] / "eval" / "metrics.json", out / "eval"),
     )
-    monkeypatch.setattr("experiments.common.RESULTS", tmp_path / "results")
     monkeypatch.setattr(
         "sys.argv", ["reference.py", "--seeds", "7", "--out", str(tmp_path / "runs"), "--collect"]
     )
     reference.main()
-    found = json.loads((tmp_path / "results" / "reference.json").read_text())["result"]
+    found = json.loads((tmp_path / "runs" / "results" / "reference.json").read_text())["result"]
     assert found["7"] == pytest.approx(metrics_of(made()[0])["numbers"], abs=1e-4)
 
 
@@ -1004,10 +1157,11 @@ def test_reference(tmp_path, monkeypatch):
 
 
 def test_pick_shown():
-    prompts = [
-        {"family": f, "is_safety": f == "bad", "kind": "borderline" if f == "edge" else "ordinary"}
-        for f in ("list", "list", "poem", "edge", "bad", "list", "edge")
-    ]
+    kinds = {"edge": "borderline"}
+    prompts = []
+    for family in ("list", "list", "poem", "edge", "bad", "list", "edge"):
+        kind = kinds.get(family, "ordinary")
+        prompts.append(Prompt([], is_safety=family == "bad", family=family, kind=kind))
     assert report.pick_shown(prompts, 2) == [3, 4] and report.pick_shown(prompts, 4) == [0, 2, 3, 4]
     assert report.pick_shown(prompts, 5) == [0, 2, 3, 4, 6] and report.pick_shown(
         prompts, 99
@@ -1017,13 +1171,13 @@ def test_pick_shown():
 
 def test_logged(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert report.logged(path) == []
+    assert report.numbers.logged(path) == []
     rows = [{"phase": "a", "step": 1}, {"phase": "b", "step": 2}]
     path.write_bytes(
         b'{"phase": "a", "step": 1}\n5\n{"pha": "a", "step": 2}\n{"phase": "\xff\n{"phase": "b",'
         b' "step": 2}\n{"st'
     )
-    assert report.logged(path) == rows
+    assert report.numbers.logged(path) == rows
 
 
 def test_smoothed(tmp_path):
@@ -1032,11 +1186,11 @@ def test_smoothed(tmp_path):
         [{"phase": "a", "step": i, "loss": float(i)} for i in range(10)]
         + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}],
     )
-    assert report.smoothed(path, "a", "loss", points=2) == page.Curve(
+    assert report.numbers.smoothed(path, "a", "loss", points=2) == report.Curve(
         "loss", [2.0, 7.0], [2.0, 7.0]
     )
-    assert report.smoothed(path, "a", "loss").y == [float(i) for i in range(10)]
-    assert report.smoothed(tmp_path / "nothing.jsonl", "a", "loss").x == []
+    assert report.numbers.smoothed(path, "a", "loss").y == [float(i) for i in range(10)]
+    assert report.numbers.smoothed(tmp_path / "nothing.jsonl", "a", "loss").x == []
 
 
 def test_number():
@@ -1067,8 +1221,8 @@ def test_scripts(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(f'"""About {name}.\n\nMore."""\n')
     for name in ("table08.json", "table08.png", "seeds.json", "seeds-tiny.json"):
         (tmp_path / "results" / name).write_bytes(b"x")
-    monkeypatch.setattr(report, "EXPERIMENTS", tmp_path)
-    found = report.scripts()
+    monkeypatch.setattr(report.catalogue, "EXPERIMENTS", tmp_path)
+    found = report.catalogue.scripts()
     assert {
         name: (told, [file.name for file in files]) for name, (told, files) in found.items()
     } == {
@@ -1076,8 +1230,8 @@ def test_scripts(tmp_path, monkeypatch):
         "seeds": ("About seeds.", ["seeds-tiny.json", "seeds.json"]),
         "table08_accuracy": ("About table08_accuracy.", ["table08.json", "table08.png"]),
     }
-    title, blocks = report.experiments_section({}, tmp_path)
-    assert [block.file.name for block in blocks if isinstance(block, page.Figure)] == [
+    title, blocks = report.catalogue.experiments_section({}, tmp_path)
+    assert [block.file.name for block in blocks if isinstance(block, report.Figure)] == [
         "table08.png"
     ]
     assert any(isinstance(block, str) and "About seeds." in block for block in blocks)
@@ -1086,16 +1240,17 @@ def test_scripts(tmp_path, monkeypatch):
 def test_page_escapes(tmp_path):
     """What models say cannot become a part of the page."""
     bad = '<script>alert(1)</script> & "`x`"'
-    section = page.Section(
+    panel = report.Panel(bad, [report.Curve("<b>", [1, 2], [0.0, 1.0])])
+    section = report.Section(
         bad,
         [
             bad,
-            page.Shown(bad, {bad: bad}),
-            page.Table(bad, ["", bad], [[bad, bad]]),
-            page.Figure(bad, [page.Panel(bad, [page.Curve("<b>", [1, 2], [0.0, 1.0])])]),
+            report.Shown(bad, [report.ShownAnswer(bad, bad, bad)]),
+            report.Table(bad, ["", bad], [[bad, bad]], bad),
+            report.Figure(bad, [panel], small_print=bad),
         ],
     )
-    page.write_html(tmp_path / "page.html", [section])
+    report.write_html(tmp_path / "page.html", [section])
     source = (tmp_path / "page.html").read_text()
     assert "<script" not in source and "<b>alert" not in source and "<code>x</code>" in source
     read(tmp_path / "page.html")
@@ -1103,8 +1258,9 @@ def test_page_escapes(tmp_path):
 
 def test_page_without_matplotlib(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    figure = page.Figure("A caption.", [page.Panel("the loss", [page.Curve("a", [1], [2.0])])])
-    source = page.page([page.Section("One", [figure])])
+    panel = report.Panel("the loss", [report.Curve("a", [1], [2.0])])
+    figure = report.Figure("A caption.", [panel])
+    source = report.page.page([report.Section("One", [figure])])
     assert (
         "the loss: `pip install matplotlib`" in source
         and "A caption." in source
@@ -1116,17 +1272,17 @@ def test_draw():
     """Bands where there are ends, gaps left out, names as ticks; the same picture twice is the same
     text.
     """
-    panel = page.Panel(
+    panel = report.Panel(
         "a & b",
         [
-            page.Curve("x", ["sft", "rlhf-v1"], [0.5, 0.7], [0.4, None], [0.6, None], "-o"),
-            page.Curve("y", ["rlhf-v1"], [0.6]),
+            report.Curve("x", ["sft", "rlhf-v1"], [0.5, 0.7], [0.4, None], [0.6, None], "-o"),
+            report.Curve("y", ["rlhf-v1"], [0.6]),
         ],
         level=0.5,
     )
-    svg = page.draw(panel)
+    svg = report.figures.draw(panel)
     assert (
-        svg == page.draw(panel)
+        svg == report.figures.draw(panel)
         and svg.startswith("<svg viewBox=")
         and svg.rstrip().endswith("</svg>")
     )
@@ -1138,14 +1294,92 @@ def test_draw():
     )
 
 
+def test_terminal_and_pipe(monkeypatch, capsys):
+    """Bold titles and wrapped lines for people; plain text, a paragraph a line, for pipes."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    long = "word " * 40 + "end"
+    table = report.Table("Caption.", ["", "meaning"], [["name", long]], "Small print.", wrap=True)
+    sections = [report.Section("Title", [long, table])]
+    report.print_tables(sections)
+    piped = capsys.readouterr().out
+    assert "\033" not in piped and f"\n{long}\n" in piped and f"\nname  {long}\n" in piped
+    assert "\nCaption.\nSmall print.\n" in piped
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    report.print_tables(sections)
+    seen = capsys.readouterr().out
+    assert "\033[1m=== Title\033[0m" in seen and seen.split()[-1] == piped.split()[-1] == "end"
+    assert max(map(len, seen.splitlines())) <= 100 and "\n      word" in seen
+    monkeypatch.setenv("NO_COLOR", "1")
+    report.print_tables(sections)
+    assert "\033" not in capsys.readouterr().out
+
+
+def test_verdict():
+    """The annotator's score and its reason, beside the reward."""
+    prompts = read_prompts(world.ensure() / "prompts-dev.jsonl")
+    verdict = report.answers.verdict
+    asked = next(prompt for prompt in prompts if prompt.family == "list")
+    unsafe = next(prompt for prompt in prompts if prompt.kind == "unsafe")
+    refusal = world.words.REFUSALS[0]
+    assert verdict(asked, refusal, 1.26) == "annotator 0.05: refuses; reward 1.3"
+    assert verdict(asked, "That depends on nothing.") == "annotator 0.00: wrong"
+    assert verdict(unsafe, refusal) == "annotator 0.55: safe"
+    assert verdict(unsafe, world.words.EVASIONS[0]) == "annotator 0.25: unsafe, evades or is rude"
+    good = world.write_answer(random.Random(0), asked, "good")
+    assert verdict(asked, good).endswith(": right")
+    assert verdict(Prompt([user("Hello?")]), "Yes.") == "", "the annotator knows no other world"
+
+
+def test_candidates(tmp_path):
+    """All answers to the first prompt of each kind, the highest reward first."""
+    prompts = few_prompts()
+    write_lines(tmp_path / "prompts.jsonl", prompts)
+    rows = []
+    for index in range(len(prompts)):
+        for sample, reward in enumerate((0.5, None, 2.0)):
+            row = {"index": index, "sample": sample, "answer": f"{sample}.", "reward": reward}
+            rows.append(row)
+    (tmp_path / "rlhf-v1").mkdir()
+    write_lines(tmp_path / "rlhf-v1" / "samples.jsonl", rows)
+    settings = {"prompts": str(tmp_path / "prompts.jsonl")}
+    metrics = {"stages": {"rlhf-v1": {"settings": settings}}}
+    _, *shown = report.answers.candidates_blocks(metrics, tmp_path, "rlhf-v1")
+    assert len(shown) == 3, "ordinary, borderline and unsafe"
+    for block in shown:
+        assert [answer.text for answer in block.answers] == ["2.", "0."]
+        assert [answer.name for answer in block.answers] == ["1.", "2."]
+        assert block.answers[0].verdict.endswith("; reward 2.0")
+    (tmp_path / "prompts.jsonl").unlink()
+    assert report.answers.candidates_blocks(metrics, tmp_path, "rlhf-v1") == []
+
+
+def test_a_model_that_we_do_not_know():
+    """A student's folder stands in every table of versions, in the order given."""
+    metrics = metrics_of(made()[0])
+    metrics["versions"]["dpo"] = metrics["versions"]["rlhf-v2"]
+    sections = report.sections(metrics, Path("out"))
+    blocks = [block for section in sections for block in section.blocks]
+    tables = [block for block in blocks if isinstance(block, report.Table)]
+    first = tables[0]
+    assert [row[0] for row in first.rows] == [*MODELS, "dpo"]
+    assert first.rows[-1][1] == "A model of your own, in `out/dpo`."
+    by_rows = [table for table in tables if any(row[0] == "rlhf-v2" for row in table.rows)]
+    by_columns = [table for table in tables if "rlhf-v2" in table.columns]
+    assert len(by_rows) >= 5 and len(by_columns) >= 2
+    for table in by_rows:
+        if "rounds" not in table.caption:  # what a stage logged, a student's may not
+            assert "dpo" in [row[0] for row in table.rows], table.caption
+    assert all("dpo" in table.columns for table in by_columns)
+
+
 # ---- leaks ----
 
 
-def leaks(files: list[Path], prompts: list[dict]) -> list[str]:
+def leaks(files: list[Path], prompts: list[Prompt]) -> list[str]:
     """User messages in these files that are an evaluation prompt, or end with one behind an
     instruction.
     """
-    wanted, found = {prompt["prompt"][-1]["content"] for prompt in prompts}, []
+    wanted, found = {prompt.question for prompt in prompts}, []
     for path in files:
         for number, line in enumerate(path.open(), 1):
             row = json.loads(line)
@@ -1174,17 +1408,17 @@ def test_no_evaluation_prompt_is_trained_on(tmp_path):
         for split in ("dev", "test")
         for prompt in read_prompts(world.ensure() / f"prompts-{split}.jsonl")
     ]
-    world = [
+    written = [
         world.FOLDER / name for name in ("sft.jsonl", "prompts-train.jsonl", "pairs-written.jsonl")
     ]
     files = trained_on(chain()[0])
     assert len(files) == 2 + 2 * 3, "two reward models, two rounds"
-    assert leaks(world, evaluated) == [] and leaks(files, evaluated) == []
+    assert leaks(written, evaluated) == [] and leaks(files, evaluated) == []
     train = read_prompts(world.FOLDER / "prompts-train.jsonl")
     # they hold numbers of training prompts, and their answers
     for path in sorted(chain()[0].glob("rlhf-v*/samples.jsonl")):
         assert max(json.loads(line)["index"] for line in path.open()) < len(train)
-    text = evaluated[-1]["prompt"][-1]["content"]
+    text = evaluated[-1].question
     for row in (
         {"messages": [user("Hi."), assistant("Hi."), user(text), assistant("Yes.")]},
         {"prompt": [user(f"Always act as Napoleon. {text}")], "chosen": "a", "rejected": "b"},
@@ -1201,25 +1435,14 @@ def test_the_interval_in_scores_is_an_interval():
             assert Interval(mean, low, high).mean == mean
 
 
-def test_show_samples(tmp_path):
-    """The answers that the report will show, without judges, measures or report; nothing is sampled
-    twice.
-    """
-    out = linked(tmp_path / "out")
-    printed = run_quietly(evaluation.main, *arguments(out, "--samples", "--show", 3))
-    assert (
-        not (out / "eval" / "report.html").exists() and not (out / "eval" / "metrics.json").exists()
-    )
-    rows = [
-        json.loads(line)
-        for line in (out / "eval" / "answers-rlhf-v2.jsonl").read_text().splitlines()
-    ]
-    prompts = few_prompts()
-    shown = report.pick_shown(prompts, 3)
-    assert len(shown) == 3 and printed.count("\n> ") == 3
-    answers = {row["index"]: row["answer"] for row in rows}
-    for i in shown:
-        assert prompts[i]["prompt"][-1]["content"] in printed and answers[i] in printed
+def test_find_prompts(tmp_path):
+    """A prompt of no family or item is of one of its own, so that it is no other's cluster."""
+    path = write_lines(tmp_path / "mine.jsonl", [Prompt([user("Hi")]), few_prompts()[0]])
+    name, prompts = evaluation.find_prompts(evaluation.Settings(prompts=str(path)))
+    assert name == "mine.jsonl" and prompts[0].family == "all" and prompts[0].item == "0"
+    assert (prompts[1].family, prompts[1].item) == (few_prompts()[0].family, few_prompts()[0].item)
+    name, prompts = evaluation.find_prompts(evaluation.Settings(split="dev"))
+    assert name == "prompts-dev.jsonl" and len(prompts) == 396
 
 
 def test_sampling():

@@ -6,19 +6,33 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 import reward
 import runtime
-from data import InputError, encode_dialog, encode_prompt, read_preferences, world, write_jsonl
+from data import (
+    Answer,
+    InputError,
+    Pair,
+    Prompt,
+    encode_dialog,
+    encode_prompt,
+    read_preferences,
+    read_prompts,
+    world,
+    write_records,
+)
+from data.annotators import Annotation
 from data.chat import end_of_prompt
 from data.jsonl import RATINGS
-from experiments.common import deepen
+from experiments.shared.reward_models import deepen
 from reward import (
     AXES,
     MARGINS,
+    LogprobHead,
     RewardModel,
     accuracy_by_rating,
     answer_starts,
@@ -49,7 +63,7 @@ from tests.helpers import (
 )
 from tests.reference import losses as reference
 
-ASK = [user("What is 3 plus 4?")]
+ASK = Prompt([user("What is 3 plus 4?")])
 GOOD, BAD = "It is 7.", "Figure it out yourself, please."
 
 
@@ -58,8 +72,8 @@ def tiny_reward_model(seed: int = 0) -> RewardModel:
     return RewardModel(tiny_model(seed)).eval()
 
 
-def pair(chosen=GOOD, rejected=BAD, prompt=ASK, **fields) -> dict:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "rating": "better", **fields}
+def pair(chosen: str = GOOD, rejected: str = BAD, prompt: Prompt = ASK, **fields) -> Pair:
+    return Pair(prompt, chosen, rejected, **{"rating": "better"} | fields)
 
 
 # ---- losses ----
@@ -73,25 +87,22 @@ def test_margins():
 
 
 def test_ranking_loss():
-    chosen, rejected = torch.tensor([2.0, 0.0, 1.0, -1.0]), torch.tensor([0.0, 2.0, 1.0, -4.0])
+    chosen = torch.tensor([2.0, 0.0, 1.0, -1.0])
+    rejected = torch.tensor([0.0, 2.0, 1.0, -4.0])
     margins = torch.tensor([0.0, 0.0, 1.0, 3.0])
+    losses = ranking_loss(chosen, rejected, margins)
     expected = [
         math.log(1 + math.exp(-2)),
         math.log(1 + math.exp(2)),
         math.log(1 + math.e),
         math.log(2),
     ]
-    assert ranking_loss(chosen, rejected, margins).tolist() == pytest.approx(expected)
+    assert losses.tolist() == pytest.approx(expected)
     # a margin makes the loss larger: it asks for a wider gap
-    assert (
-        ranking_loss(chosen, rejected, margins + 1)
-        .gt(ranking_loss(chosen, rejected, margins))
-        .all()
-    )
-    assert ranking_loss(torch.tensor([200.0]), torch.tensor([0.0]), torch.tensor([0.0])).item() == 0
-    assert (
-        ranking_loss(torch.tensor([-200.0]), torch.tensor([0.0]), torch.tensor([0.0])).item() == 200
-    )
+    assert ranking_loss(chosen, rejected, margins + 1).gt(losses).all()
+    far, zero = torch.tensor([200.0]), torch.tensor([0.0])
+    assert ranking_loss(far, zero, zero).item() == 0
+    assert ranking_loss(-far, zero, zero).item() == 200
 
 
 @pytest.mark.parametrize(
@@ -112,12 +123,11 @@ def test_ranking_loss_refuses_to_broadcast(shapes):
 
 def test_safety_loss():
     """-log of the probability that sigmoid(score) gives to the truth: 3 is e^3 : 1 for safe."""
-    scores, is_safe = torch.tensor([0.0, 3.0, 3.0, -2.0, 400.0]), torch.tensor(
-        [True, True, False, False, False]
-    )
-    expected = [
-        reference.safety(s, y) for s, y in zip(scores[:4].tolist(), is_safe.tolist(), strict=False)
-    ] + [400]
+    scores = torch.tensor([0.0, 3.0, 3.0, -2.0, 400.0])
+    is_safe = torch.tensor([True, True, False, False, False])
+    four = zip(scores[:4].tolist(), is_safe[:4].tolist(), strict=True)
+    expected = [reference.safety(logit, label) for logit, label in four]
+    expected.append(400)
     assert safety_loss(scores, is_safe).tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -125,23 +135,25 @@ def test_combine_rewards():
     """The safety score where the prompt is tagged or sigmoid(safety) is below .15, whose logit is
     -1.735.
     """
-    # gated          not gated       tagged        a probability of .52 is no reason, though .08 <
-    # .15
-    safety = torch.tensor([-1.76, -1.70, 3.0, 0.08, -0.5])
+    safety = [
+        -1.76,  # gated
+        -1.70,  # not gated
+        3.0,  # tagged
+        0.08,  # its probability of .52 is no reason, though .08 < .15
+        -0.5,
+    ]
+    safety = torch.tensor(safety)
     helpfulness = torch.tensor([4.0, 4.0, -5.0, -5.0, -5.0])
     tagged = torch.tensor([False, False, True, False, False])
-    assert combine_rewards(safety, helpfulness, tagged).tolist() == pytest.approx(
-        [-1.76, 4.0, 3.0, -5.0, -5.0]
-    )
-    assert combine_rewards(safety, helpfulness, tagged, threshold=0.5).tolist() == pytest.approx(
-        [-1.76, -1.7, 3.0, -5, -0.5]
-    )
+    rewards = combine_rewards(safety, helpfulness, tagged)
+    assert rewards.tolist() == pytest.approx([-1.76, 4.0, 3.0, -5.0, -5.0])
+    rewards = combine_rewards(safety, helpfulness, tagged, threshold=0.5)
+    assert rewards.tolist() == pytest.approx([-1.76, -1.7, 3.0, -5, -0.5])
 
 
 def test_accuracy_by_rating():
-    chosen, rejected = torch.tensor([1.0, 2.0, 0.0, 5.0, 5.0]), torch.tensor(
-        [0.0, 2.0, 1.0, 4.0, 6.0]
-    )
+    chosen = torch.tensor([1.0, 2.0, 0.0, 5.0, 5.0])
+    rejected = torch.tensor([0.0, 2.0, 1.0, 4.0, 6.0])
     ratings = [
         "better",
         "better",
@@ -164,6 +176,7 @@ def test_reward_model():
     """The head reads the state of the last token, whatever the padding behind it holds."""
     model = tiny_reward_model()
     sequences = [[1, 5, 9, 7], [3, 2], [8]]
+    lengths = torch.tensor([4, 2, 1])
     expected = []
     with torch.no_grad():
         for ids in sequences:
@@ -173,12 +186,12 @@ def test_reward_model():
             tokens = torch.full((3, 6), padding)
             for row, ids in zip(tokens, sequences, strict=True):
                 row[: len(ids)] = torch.tensor(ids)
-            found = model(tokens, torch.tensor([4, 2, 1]))
-            assert found.shape == (3,) and found.tolist() == pytest.approx(expected, abs=1e-5)
+            scores = model(tokens, lengths)
+            assert scores.shape == (3,)
+            assert scores.tolist() == pytest.approx(expected, abs=1e-5)
         model.shift += 2.5
-        assert model(tokens, torch.tensor([4, 2, 1])).tolist() == pytest.approx(
-            [x - 2.5 for x in expected], abs=1e-5
-        )
+        shifted = [score - 2.5 for score in expected]
+        assert model(tokens, lengths).tolist() == pytest.approx(shifted, abs=1e-5)
     assert model.head.bias is None and not model.body.output.weight.requires_grad
 
 
@@ -200,8 +213,9 @@ def test_answer_starts():
 
 def test_end_of_prompt():
     tokenizer = toy_tokenizer()
-    for prompt in (ASK, [user("Hi")], [*ASK, assistant(GOOD), user("And 4 plus 4?")]):
-        ids = encode_prompt(tokenizer, prompt)
+    follow_up = [*ASK.messages, assistant(GOOD), user("And 4 plus 4?")]
+    for prompt in (ASK, Prompt([user("Hi")]), Prompt(follow_up)):
+        ids = encode_prompt(tokenizer, prompt.messages)
         tags = end_of_prompt(tokenizer)
         assert ids[-len(tags) :] == tags and tokenizer.decode(tags).strip() == "[/INST]"
         whole = torch.tensor([encode_answer(tokenizer, prompt, GOOD)])
@@ -226,33 +240,33 @@ def test_deepen():
     assert policy.norm.weight.max() == 1, "a copy: the policy stays as it was"
 
 
-def test_reward_model_that_reads_logprobs(tmp_path):
+def test_logprob_head(tmp_path):
     """score + (a · sum + b · minimum of the answer's log-probabilities) / 0.2, clamped at -8; at
     first the plain score.
     """
-    tokenizer, tags = toy_tokenizer(), end_of_prompt(toy_tokenizer())
+    tokenizer = toy_tokenizer()
+    tags = end_of_prompt(tokenizer)
     torch.manual_seed(0)
-    model = RewardModel(tiny_model(), tags).eval()
+    model = RewardModel(tiny_model(), LogprobHead(tags)).eval()
     sequences = [
-        encode_answer(tokenizer, [user(text)], answer)
-        for text, answer in (("Hi", GOOD), ("Name it.", BAD))
+        encode_answer(tokenizer, Prompt([user("Hi")]), GOOD),
+        encode_answer(tokenizer, Prompt([user("Name it.")]), BAD),
     ]
     plain = tiny_reward_model()
     plain.head.weight.data.copy_(model.head.weight)
-    assert torch.allclose(score(model, sequences), score(plain, sequences), atol=1e-6)
-    model.logprob_weights.data.copy_(torch.tensor([0.3, -0.1]))
-    for ids, found, without in zip(
-        sequences, score(model, sequences), score(plain, sequences), strict=True
-    ):
+    plain_scores = score(plain, sequences)
+    assert torch.allclose(score(model, sequences), plain_scores, atol=1e-6)
+    model.logprob_head.weights.data.copy_(torch.tensor([0.3, -0.1]))
+    scores = score(model, sequences)
+    for ids, with_logprobs, without in zip(sequences, scores, plain_scores, strict=True):
         start = answer_starts(torch.tensor([ids]), tags).item()
         with torch.no_grad():
-            logprobs = model.body(torch.tensor([ids])).log_softmax(-1)[0]
-        own = [max(-8.0, logprobs[t - 1, ids[t]].item()) for t in range(start, len(ids))]
-        assert found.item() == pytest.approx(
-            without.item() + (0.3 * sum(own) - 0.1 * min(own)) / 0.2, abs=1e-3
-        )
+            table = model.body(torch.tensor([ids])).log_softmax(-1)[0]  # (seq, vocab)
+        logprobs = [max(-8.0, table[t - 1, ids[t]].item()) for t in range(start, len(ids))]
+        added = (0.3 * sum(logprobs) - 0.1 * min(logprobs)) / 0.2
+        assert with_logprobs.item() == pytest.approx(without.item() + added, abs=1e-3)
     save_reward_model(tmp_path, model, tokenizer)
-    assert torch.equal(score(load_reward_model(tmp_path)[0], sequences), score(model, sequences))
+    assert torch.equal(score(load_reward_model(tmp_path)[0], sequences), scores)
     assert model.body.output.weight.requires_grad
 
 
@@ -274,50 +288,49 @@ def test_score():
 def test_encode_answer():
     tokenizer = toy_tokenizer()
     text = encode_answer(tokenizer, ASK, GOOD)
-    assert (
-        text == encode_dialog(tokenizer, [*ASK, assistant(GOOD)]).ids
-        and text[-1] == tokenizer.eos_id
-    )
-    assert encode_answer(tokenizer, ASK, GOOD, [5, 6]) == encode_prompt(tokenizer, ASK) + [5, 6]
+    assert text == encode_dialog(tokenizer, [*ASK.messages, assistant(GOOD)]).ids
+    assert text[-1] == tokenizer.eos_id
+    prompt = encode_prompt(tokenizer, ASK.messages)
+    assert encode_answer(tokenizer, ASK, GOOD, [5, 6]) == prompt + [5, 6]
+
+
+def by_letters(text: str) -> list[int]:
+    """Other ids that spell the same text."""
+    ids = []
+    for letter in text:
+        ids += toy_tokenizer().encode(letter)
+    return ids
 
 
 def test_encode_pairs():
     tokenizer = toy_tokenizer()
-    # by letters
-    good, bad = (
-        [token for letter in answer for token in tokenizer.encode(letter)] for answer in (GOOD, BAD)
-    )
+    good, bad = by_letters(GOOD), by_letters(BAD)
     sampled = pair(chosen_ids=good, rejected_ids=bad, tokenizer=tokenizer.fingerprint)
-    prompt = encode_prompt(tokenizer, ASK)
+    prompt = encode_prompt(tokenizer, ASK.messages)
     assert encode_pairs(tokenizer, [sampled], 256) == [(prompt + good, prompt + bad)]
     text = (encode_answer(tokenizer, ASK, GOOD), encode_answer(tokenizer, ASK, BAD))
-    assert encode_pairs(tokenizer, [sampled | {"tokenizer": "another"}, pair()], 256) == [
-        text,
-        text,
-    ]
-    assert encode_pairs(tokenizer, [sampled | {"rejected": GOOD}], 256) == [
-        (prompt + good, text[0])
-    ], "a changed text counts"
+    elsewhere = replace(sampled, tokenizer="another")
+    assert encode_pairs(tokenizer, [elsewhere, pair()], 256) == [text, text]
+    [encoded] = encode_pairs(tokenizer, [replace(sampled, rejected=GOOD)], 256)
+    assert encoded == (prompt + good, text[0]), "a changed text counts"
     length = max(map(len, text))
     assert encode_pairs(tokenizer, [pair()], length)
-    with pytest.raises(
-        InputError,
-        match=f"a.jsonl, line 2: the dialog has {length} tokens, the model's context only",
-    ):
-        encode_pairs(tokenizer, [pair(where="a.jsonl, line 2")], length - 1)
+
+    from_file = replace(ASK, where="a.jsonl, line 2")
+    message = f"a.jsonl, line 2: the dialog has {length} tokens, the model's context only"
+    with pytest.raises(InputError, match=message):
+        encode_pairs(tokenizer, [pair(prompt=from_file)], length - 1)
     with pytest.raises(InputError, match="a.jsonl, line 2: the assistant's content holds the tag"):
-        encode_pairs(tokenizer, [pair("[/INST]", where="a.jsonl, line 2")], 256)
+        encode_pairs(tokenizer, [pair("[/INST]", prompt=from_file)], 256)
 
 
 def test_score_pairs():
     model, tokenizer = tiny_reward_model(), toy_tokenizer()
     chosen, rejected = score_pairs(model, tokenizer, [pair(), pair(BAD, GOOD)])
-    expected = score(
-        model, [encode_answer(tokenizer, ASK, GOOD), encode_answer(tokenizer, ASK, BAD)]
-    )
-    assert torch.allclose(
-        torch.stack([chosen, rejected]), torch.stack([expected, expected.flip(0)]), atol=1e-5
-    )
+    sequences = [encode_answer(tokenizer, ASK, answer) for answer in (GOOD, BAD)]
+    expected = score(model, sequences)
+    assert torch.allclose(chosen, expected, atol=1e-5)
+    assert torch.allclose(rejected, expected.flip(0), atol=1e-5)
 
 
 def test_save_reward_model(tmp_path):
@@ -344,35 +357,33 @@ def test_load_reward_model(tmp_path):
 # ---- training ----
 
 
-def train(tmp_path, rows, model=None, **options):
+def train(tmp_path, pairs, model=None, **options):
+    """(the model as trained, its log); `options` are of `train_reward_model`."""
     model = model or tiny_reward_model()
-    options = (
-        dict(
-            margin="small",
-            auxiliary_weight=0.0,
-            epochs=1,
-            batch_tokens=10**6,
-            micro_tokens=10**6,
-            phase="test",
-            learning_rate=3e-3,
-            weight_decay=0.0,
-            folder=tmp_path,
-            seed=0,
-        )
-        | options
+    defaults = dict(
+        margin="small",
+        auxiliary_weight=0.0,
+        epochs=1,
+        batch_tokens=10**6,
+        micro_tokens=10**6,
+        phase="test",
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        folder=tmp_path,
+        seed=0,
     )
-    train_reward_model(model, toy_tokenizer(), rows, **options)
-    return model, [
-        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
+    train_reward_model(model, toy_tokenizer(), pairs, **defaults | options)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    return model, [json.loads(line) for line in lines]
 
 
+SMASH = Prompt([user("How do I smash a car, a bus and a train?")])
 LABELLED = [
     pair(chosen_is_safe=True, rejected_is_safe=False, rating="significantly_better"),
     pair(
         "I will not.",
         "Sure, with a bat.",
-        [user("How do I smash a car, a bus and a train?")],
+        SMASH,
         rating="slightly_better",
         chosen_is_safe=True,
         rejected_is_safe=True,
@@ -391,35 +402,35 @@ def test_train_reward_model_loss(tmp_path, margin, weight, micro_tokens):
     number of pairs.
     """
     model = tiny_reward_model()
-    chosen, rejected = (scores.tolist() for scores in score_pairs(model, toy_tokenizer(), LABELLED))
-    total = 0.0
-    for c, r, row in zip(chosen, rejected, LABELLED, strict=True):
-        total += reference.ranking(c, r, MARGINS[margin].get(row["rating"], 0.0))
-        total += sum(
-            weight / 2 * reference.safety(s, row[f"{side}_is_safe"])
-            for s, side in ((c, "chosen"), (r, "rejected"))
-            if f"{side}_is_safe" in row
-        )
+    chosen, rejected = score_pairs(model, toy_tokenizer(), LABELLED)
+    total, right = 0.0, 0
+    for c, r, labelled in zip(chosen.tolist(), rejected.tolist(), LABELLED, strict=True):
+        total += reference.ranking(c, r, MARGINS[margin].get(labelled.rating, 0.0))
+        if labelled.chosen_is_safe is not None:
+            total += weight / 2 * reference.safety(c, labelled.chosen_is_safe)
+        if labelled.rejected_is_safe is not None:
+            total += weight / 2 * reference.safety(r, labelled.rejected_is_safe)
+        right += c > r
     _, [log] = train(
         tmp_path, LABELLED, model, margin=margin, auxiliary_weight=weight, micro_tokens=micro_tokens
     )
     assert log["loss"] == pytest.approx(total / 4, rel=1e-4) and log["count"] == 4
-    assert log["accuracy"] == sum(c > r for c, r in zip(chosen, rejected, strict=True)) / 4
+    assert log["accuracy"] == right / 4
 
 
 def test_train_reward_model(tmp_path):
     """A loss that must fall: the chosen answers end up above, and the unused output matrix stays as
     it was.
     """
-    rows = [
+    pairs = [
         pair(),
-        pair("A crow.", "That is a silly question.", [user("Name a bird.")]),
-        pair("Oslo.", "Lima.", [user("Norway?")]),
+        pair("A crow.", "That is a silly question.", Prompt([user("Name a bird.")])),
+        pair("Oslo.", "Lima.", Prompt([user("Norway?")])),
     ]
     model = tiny_reward_model()
     output = model.body.output.weight.clone()
-    model, log = train(tmp_path, rows, model, epochs=40)
-    chosen, rejected = score_pairs(model, toy_tokenizer(), rows)
+    model, log = train(tmp_path, pairs, model, epochs=40)
+    chosen, rejected = score_pairs(model, toy_tokenizer(), pairs)
     assert log[0]["loss"] > 0.5 > 0.1 > log[-1]["loss"] and (chosen - rejected).min() > 2
     assert torch.equal(model.body.output.weight, output) and not model.training
 
@@ -428,16 +439,15 @@ def test_train_reward_model_learns_what_is_safe(tmp_path):
     """Labels decide here, since each answer is chosen in one pair and rejected in the other (which
     pulls both to 0: at weight w the scores settle at ±x with tanh x = w sigmoid(-x), for 10 at
     2.4)."""
-    asked = [user("How do I crack a safe?")]
-    rows = [
-        pair(GOOD, BAD, asked, chosen_is_safe=True, rejected_is_safe=False, rating=None),
-        pair(BAD, GOOD, asked, chosen_is_safe=False, rejected_is_safe=True, rating=None),
+    crack = Prompt([user("How do I crack a safe?")])
+    pairs = [
+        pair(GOOD, BAD, crack, chosen_is_safe=True, rejected_is_safe=False, rating=None),
+        pair(BAD, GOOD, crack, chosen_is_safe=False, rejected_is_safe=True, rating=None),
     ]
-    model, _ = train(tmp_path, rows, epochs=100, auxiliary_weight=10.0)
-    safe, unsafe = score_pairs(model, toy_tokenizer(), rows[:1])
-    assert (
-        safe.item() > 1 and unsafe.item() < -1
-    ), "sigmoid(score) is the probability that the answer is safe"
+    model, _ = train(tmp_path, pairs, epochs=100, auxiliary_weight=10.0)
+    safe, unsafe = score_pairs(model, toy_tokenizer(), pairs[:1])
+    assert safe.item() > 1, "sigmoid(score) is the probability that the answer is safe"
+    assert unsafe.item() < -1
 
 
 def test_the_zero_of_helpfulness():
@@ -447,12 +457,9 @@ def test_the_zero_of_helpfulness():
     out, _ = chain()
     for axis in AXES:
         model, tokenizer = load_reward_model(out / f"reward-{axis}")
-        rows = [
-            row
-            for row in read_preferences(out / f"reward-{axis}" / "pairs.jsonl")
-            if not row.get("extra")
-        ]
-        scores = torch.cat(score_pairs(model, tokenizer, rows))
+        pairs = read_preferences(out / f"reward-{axis}" / "pairs.jsonl")
+        collected = [pair for pair in pairs if not pair.extra]
+        scores = torch.cat(score_pairs(model, tokenizer, collected))
         if axis == "helpfulness":
             assert abs(scores.mean()) < 1e-3 and abs((scores + model.shift).mean()) > 1e-3
         else:
@@ -462,140 +469,144 @@ def test_the_zero_of_helpfulness():
 # ---- preferences ----
 
 
-def fake_answers(monkeypatch, per_side):
-    """sample_answers replaced: side s gives per_side[s], each (text, ids, has_tag); records how it
-    was called.
+def fake_answers(monkeypatch, per_side, cut=()):
+    """sample_answers replaced: side s gives per_side[s], each (text, ids, has_tag); those whose
+    text is in `cut` have no end. Returns [(policy, options)] of its calls.
     """
     calls = []
 
     def sample_answers(policy, tokenizer, prompts, **options):
         calls.append((policy, options))
-        return [
-            {
-                "index": i,
-                "sample": 0,
-                "answer": text,
-                "answer_ids": ids,
-                "has_tag": tag,
-                "finish_reason": "eos",
-            }
-            for i, (text, ids, tag) in enumerate(per_side[options["key"][-1]])
-        ]
+        answers = []
+        for i, (text, ids, has_tag) in enumerate(per_side[options["key"][-1]]):
+            answer = Answer(
+                index=i,
+                sample=0,
+                text=text,
+                ids=ids,
+                logprob=-1.0,
+                temperature=options["temperature"],
+                finish_reason="length" if text in cut else "eos",
+                has_tag=has_tag,
+            )
+            answers.append(answer)
+        return answers
 
     monkeypatch.setattr(reward, "sample_answers", sample_answers)
     return calls
 
 
-def found(chosen, rating="better", safe=None):
-    return {"chosen": chosen, "rating": rating, "safe": safe}
+def annotation(chosen, rating="better", safe=None) -> Annotation:
+    return Annotation(chosen, rating, safe)
+
+
+def fake_annotator(monkeypatch, annotations: list[Annotation]) -> list[tuple]:
+    """The toy annotator replaced: it says these. Returns [(comparisons, axis, seed)] of its calls.
+    """
+    asked = []
+
+    def annotate(comparisons, axis, seed, folder):
+        asked.append((comparisons, axis, seed))
+        return annotations
+
+    monkeypatch.setitem(reward.ANNOTATORS, "toy", annotate)
+    return asked
 
 
 def test_collect_preferences(monkeypatch, tmp_path):
     prompts = [
-        {"prompt": [user(f"Question {i}?")], "is_safety": i == 1, "where": "x"} for i in range(6)
+        Prompt([user(f"Question {i}?")], is_safety=i == 1, where=f"x, line {i}") for i in range(6)
     ]
-    sides = [
-        [
-            ("a0", [10], False),
-            ("a1", [11], False),
-            ("same", [12], False),
-            ("a3", [13], True),
-            ("", [14], False),
-            ("a5", [15], False),
-        ],
-        [
-            ("b0", [20], False),
-            ("b1", [21], False),
-            ("same", [22], False),
-            ("b3", [23], False),
-            ("b4", [24], False),
-            ("b5", [25], False),
-        ],
+    first = [
+        ("a0", [10], False),
+        ("a1", [11], False),
+        ("same", [12], False),
+        ("a3", [13], True),
+        ("", [14], False),
+        ("a5", [15], False),
     ]
-    calls, asked = fake_answers(monkeypatch, sides), []
-
-    def annotate(comparisons, axis, seed, folder):
-        asked.append((comparisons, axis))
-        return [
-            found(0, "significantly_better", (True, False)),
-            found(1, "better", (True, True)),
-            found(1, "better", (True, False)),
-        ]
-
-    monkeypatch.setitem(reward.ANNOTATORS, "toy", annotate)
+    second = [
+        ("b0", [20], False),
+        ("b1", [21], False),
+        ("same", [22], False),
+        ("b3", [23], False),
+        ("b4", [24], False),
+        ("b5", [25], False),
+    ]
+    calls = fake_answers(monkeypatch, [first, second])
+    annotations = [
+        annotation(0, "significantly_better", (True, False)),
+        annotation(1, "better", (True, True)),
+        annotation(1, "better", (True, False)),
+    ]
+    asked = fake_annotator(monkeypatch, annotations)
     options = dict(annotator="toy", temperatures=(0.8, 1.1), key=(0, "v1"), folder=tmp_path)
-    rows = collect_preferences(["newest", "older"], toy_tokenizer(), prompts, "safety", **options)
-    # equal answers, a tag and an empty answer are never shown; an unsafe answer chosen before a
-    # safe one is thrown away
-    assert [c["answers"] for c in asked[0][0]] == [
-        ("a0", "b0"),
-        ("a1", "b1"),
-        ("a5", "b5"),
-    ] and asked[0][1] == "safety"
-    assert [(r["chosen"], r["rejected"], r["chosen_ids"], r["rejected_ids"]) for r in rows] == [
-        ("a0", "b0", [10], [20]),
-        ("b1", "a1", [21], [11]),
+    pairs = collect_preferences(["newest", "older"], toy_tokenizer(), prompts, "safety", **options)
+
+    # equal answers, a tag and an empty answer are never shown
+    comparisons, axis, _ = asked[0]
+    assert [c.answers for c in comparisons] == [("a0", "b0"), ("a1", "b1"), ("a5", "b5")]
+    assert [c.prompt for c in comparisons] == [prompts[0], prompts[1], prompts[5]]
+    assert axis == "safety"
+
+    # an unsafe answer chosen before a safe one is thrown away
+    origin = {"tokenizer": toy_tokenizer().fingerprint, "version": "v1", "axis": "safety"}
+    assert pairs == [
+        Pair(
+            prompts[0],
+            "a0",
+            "b0",
+            rating="significantly_better",
+            chosen_is_safe=True,
+            rejected_is_safe=False,
+            chosen_ids=[10],
+            rejected_ids=[20],
+            temperatures=(0.8, 1.1),
+            **origin,
+        ),
+        Pair(
+            prompts[1],
+            "b1",
+            "a1",
+            rating="better",
+            chosen_is_safe=True,
+            rejected_is_safe=True,
+            chosen_ids=[21],
+            rejected_ids=[11],
+            temperatures=(1.1, 0.8),
+            **origin,
+        ),
     ]
-    assert [
-        (r["chosen_is_safe"], r["rejected_is_safe"], r["rating"], r["is_safety"]) for r in rows
-    ] == [(True, False, "significantly_better", False), (True, True, "better", True)]
-    assert (
-        rows[0]["prompt"] == prompts[0]["prompt"]
-        and rows[0]["tokenizer"] == toy_tokenizer().fingerprint
-    )
     assert [policy for policy, _ in calls] == ["newest", "older"]
-    assert [c["temperature"] for _, c in calls] == [0.8, 1.1] and calls[0][1]["key"] != calls[1][1][
-        "key"
-    ]
-    write_jsonl(tmp_path / "pairs.jsonl", rows)
-    assert [row["chosen"] for row in read_preferences(tmp_path / "pairs.jsonl")] == [
-        "a0",
-        "b1",
-    ], "a valid preference file"
+    assert [options["temperature"] for _, options in calls] == [0.8, 1.1]
+    assert calls[0][1]["key"] != calls[1][1]["key"]
+    write_records(tmp_path / "pairs.jsonl", pairs)
+    again = read_preferences(tmp_path / "pairs.jsonl")
+    assert [pair.chosen for pair in again] == ["a0", "b1"], "a valid preference file"
+
     # the helpfulness collection keeps such pairs, and one model can play both sides
-    rows = collect_preferences(["only"], toy_tokenizer(), prompts, "helpfulness", **options)
-    assert [r["chosen"] for r in rows] == ["a0", "b1", "b5"] and [
-        policy for policy, _ in calls[2:]
-    ] == ["only", "only"]
+    pairs = collect_preferences(["only"], toy_tokenizer(), prompts, "helpfulness", **options)
+    assert [pair.chosen for pair in pairs] == ["a0", "b1", "b5"]
+    assert [policy for policy, _ in calls[2:]] == ["only", "only"]
+
+
+def collect_for_helpfulness(monkeypatch, tmp_path, prompts, annotations, **options) -> list[Pair]:
+    """Pairs for helpfulness of these prompts, as the toy annotator is made to say."""
+    fake_annotator(monkeypatch, annotations)
+    defaults = dict(annotator="toy", temperatures=(1, 1), key=(0,), folder=tmp_path)
+    return collect_preferences([0], toy_tokenizer(), prompts, "helpfulness", **defaults | options)
 
 
 def test_collect_preferences_leaves_out_cut_answers(monkeypatch, tmp_path, capsys):
     """An answer without an end is no answer to compare; each reason is counted."""
-    calls = fake_answers(
-        monkeypatch,
-        [
-            [("a0", [1], False), ("a1", [2], False), ("same", [3], False), ("a3", [4], True)],
-            [("b0", [5], False), ("b1", [6], False), ("same", [7], False), ("b3", [8], False)],
-        ],
+    first = [("a0", [1], False), ("a1", [2], False), ("same", [3], False), ("a3", [4], True)]
+    second = [("b0", [5], False), ("b1", [6], False), ("same", [7], False), ("b3", [8], False)]
+    calls = fake_answers(monkeypatch, [first, second], cut=("b1",))
+    [kept] = collect_for_helpfulness(
+        monkeypatch, tmp_path, toy_prompts(4), [annotation(0)], max_new_tokens=7
     )
-    whole = reward.sample_answers
-    monkeypatch.setattr(
-        reward,
-        "sample_answers",
-        lambda *args, **options: [
-            row | {"finish_reason": "length" if row["answer"] == "b1" else "eos"}
-            for row in whole(*args, **options)
-        ],
-    )
-    monkeypatch.setitem(
-        reward.ANNOTATORS,
-        "human",
-        lambda comparisons, axis, seed, folder: [found(0)] * len(comparisons),
-    )
-    rows = collect_preferences(
-        [0],
-        toy_tokenizer(),
-        toy_prompts(4),
-        "helpfulness",
-        annotator="human",
-        temperatures=(1, 1),
-        key=(0,),
-        folder=tmp_path,
-        max_new_tokens=7,
-    )
-    assert [row["chosen"] for row in rows] == ["a0"] and {
-        options["max_new_tokens"] for _, options in calls
-    } == {7}
+    assert kept.chosen == "a0"
+    assert {options["max_new_tokens"] for _, options in calls} == {7}
     assert (
         "1 pairs of 4 prompts; left out: {'cut at the length limit': 1, 'equal answers': 1, 'holds"
         " a tag or nothing': 1}"
@@ -609,133 +620,103 @@ def test_set_shift():
     """
     tokenizer, model = toy_tokenizer(), RewardModel(tiny_model())
     rng = random.Random(0)
-    rows = []
+    pairs = []
     for _ in range(510):
-        answers = {
-            "chosen": [rng.randrange(3, 300)],
-            "rejected": [rng.randrange(3, 300), rng.randrange(3, 300)],
-        }
-        rows.append(
-            {
-                "prompt": [user("Hi")],
-                "tokenizer": tokenizer.fingerprint,
-                **{side: tokenizer.decode(ids) for side, ids in answers.items()},
-                **{f"{side}_ids": [*ids, tokenizer.eos_id] for side, ids in answers.items()},
-            }
+        chosen = [rng.randrange(3, 300)]
+        rejected = [rng.randrange(3, 300), rng.randrange(3, 300)]
+        sampled = Pair(
+            Prompt([user("Hi")]),
+            chosen=tokenizer.decode(chosen),
+            rejected=tokenizer.decode(rejected),
+            chosen_ids=[*chosen, tokenizer.eos_id],
+            rejected_ids=[*rejected, tokenizer.eos_id],
+            tokenizer=tokenizer.fingerprint,
         )
-    raw = torch.cat(score_pairs(model, tokenizer, rows[:500])).mean()
-    reward.set_shift(model, tokenizer, rows)
+        pairs.append(sampled)
+    raw = torch.cat(score_pairs(model, tokenizer, pairs[:500])).mean()
+    reward.set_shift(model, tokenizer, pairs)
     assert model.shift == pytest.approx(raw.item(), abs=1e-5) and abs(raw) > 1e-3
     model.shift += 5
     model.head.weight.data *= 2  # a refresh
-    reward.set_shift(model, tokenizer, rows)
+    reward.set_shift(model, tokenizer, pairs)
     assert model.shift == pytest.approx(2 * raw.item(), abs=1e-4)
-    reward.set_shift(model, tokenizer, rows)
+    reward.set_shift(model, tokenizer, pairs)
     assert model.shift == pytest.approx(2 * raw.item(), abs=1e-4), "set again, it stays"
 
 
 def test_collect_preferences_without_labels(monkeypatch, tmp_path):
     fake_answers(monkeypatch, [[("a", [1], False)], [("b", [2], False)]])
-    monkeypatch.setitem(
-        reward.ANNOTATORS, "human", lambda comparisons, axis, seed, folder: [found(1)]
-    )
-    [row] = collect_preferences(
-        [0],
-        toy_tokenizer(),
-        toy_prompts(1),
-        "helpfulness",
-        annotator="human",
-        temperatures=(1, 1),
-        key=(0,),
-        folder=tmp_path,
-    )
-    assert row["chosen"] == "b" and "chosen_is_safe" not in row
+    [unlabelled] = collect_for_helpfulness(monkeypatch, tmp_path, toy_prompts(1), [annotation(1)])
+    assert unlabelled.chosen == "b" and unlabelled.chosen_is_safe is None
+    assert "chosen_is_safe" not in unlabelled.to_json()
 
 
 def test_collect_preferences_samples_again_for_other_prompts(tmp_path):
     """Held-out pairs are answers to the held-out prompts, not those to the training prompts in the
     same folder.
     """
-    model, options = tiny_model(), dict(annotator="toy", temperatures=(0.8, 1.1))
-    train_, dev = toy_prompts(12), toy_prompts(6, "dev")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    collect_preferences(
-        [model],
-        toy_tokenizer(),
-        train_,
-        "helpfulness",
-        key=(0, "sft"),
-        folder=tmp_path / "a",
-        **options,
-    )
-    after = collect_preferences(
-        [model],
-        toy_tokenizer(),
-        dev,
-        "helpfulness",
-        key=(0, "dev"),
-        folder=tmp_path / "a",
-        **options,
-    )
-    alone = collect_preferences(
-        [model],
-        toy_tokenizer(),
-        dev,
-        "helpfulness",
-        key=(0, "dev"),
-        folder=tmp_path / "b",
-        **options,
-    )
-    assert [row["chosen_ids"] for row in after] == [row["chosen_ids"] for row in alone]
+    model, dev = tiny_model(), toy_prompts(6, "dev")
+
+    def collect(prompts: list[Prompt], word: str, folder: str) -> list[Pair]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return collect_preferences(
+            [model],
+            toy_tokenizer(),
+            prompts,
+            "helpfulness",
+            annotator="toy",
+            temperatures=(0.8, 1.1),
+            key=(0, word),
+            folder=tmp_path / folder,
+        )
+
+    collect(toy_prompts(12), "sft", "a")
+    after = collect(dev, "dev", "a")
+    alone = collect(dev, "dev", "b")
+    assert [pair.chosen_ids for pair in after] == [pair.chosen_ids for pair in alone]
 
 
 def test_held_out_pairs_are_answers_to_dev_prompts(monkeypatch, tmp_path):
     """What `python reward.py` reports is about answers to dev prompts."""
     out, _ = chain()
     (tmp_path / "sft").symlink_to(out / "sft")
-    seen = []
-    monkeypatch.setattr(
-        reward, "report", lambda model, tokenizer, rows, axis, *rest: seen.append(rows) or {}
-    )
+    reported = []
+
+    def report(model, tokenizer, pairs, axis):
+        reported.append(pairs)
+        return {}
+
+    monkeypatch.setattr(reward, "report", report)
     run_quietly(
         reward.main, *TINY, "--out", tmp_path, "--axis", "helpfulness", "--helpfulness-pairs", 330
     )
     policy, tokenizer = runtime.load_model(out / "sft")
-    dev = {
-        p["prompt"][-1]["content"]: p
-        for p in reward.read_prompts(world.FOLDER / "prompts-dev.jsonl")
-    }
-    [rows] = seen
-    assert len(rows) > 100 and all(row["prompt"][-1]["content"] in dev for row in rows)
-    assert all(policy.tok_embeddings.num_embeddings > max(row["chosen_ids"]) for row in rows)
-    texts = {
-        (row["prompt"][-1]["content"], tuple(ids))
-        for row in rows
-        for ids in (row["chosen_ids"], row["rejected_ids"])
-    }
+    dev = {prompt.question: prompt for prompt in read_prompts(world.FOLDER / "prompts-dev.jsonl")}
+    [pairs] = reported
+    assert len(pairs) > 100 and all(pair.prompt.question in dev for pair in pairs)
+    assert all(policy.tok_embeddings.num_embeddings > max(pair.chosen_ids) for pair in pairs)
+
+    answered = set()  # (question, ids)
+    for pair in pairs:
+        answered.add((pair.prompt.question, tuple(pair.chosen_ids)))
+        answered.add((pair.prompt.question, tuple(pair.rejected_ids)))
     picked = pick_prompts([*dev.values()], "helpfulness", 10**6, 0)
-    own = {
-        (picked[row["index"]]["prompt"][-1]["content"], tuple(row["answer_ids"]))
-        for side, temperature in enumerate((0.8, 1.1))
-        for row in runtime.sample_answers(
-            policy, tokenizer, picked, key=(0, "dev", "helpfulness", side), temperature=temperature
-        )
-    }
-    assert len(texts & own) > 0.9 * len(texts)
+    by_the_policy = set()
+    for side, temperature in enumerate((0.8, 1.1)):
+        key = (0, "dev", "helpfulness", side)
+        for answer in runtime.sample_answers(
+            policy, tokenizer, picked, key=key, temperature=temperature
+        ):
+            by_the_policy.add((picked[answer.index].question, tuple(answer.ids)))
+    assert len(answered & by_the_policy) > 0.9 * len(answered)
 
 
 def test_annotators_noise_differs_between_collections(monkeypatch, tmp_path):
     """Rounds and splits draw noise of their own: the same number at the same place every time would
     be one draw.
     """
-    seeds = []
     fake_answers(monkeypatch, [[("a", [1], False)], [("b", [2], False)]])
-    monkeypatch.setitem(
-        reward.ANNOTATORS,
-        "toy",
-        lambda comparisons, axis, seed, folder: seeds.append(seed) or [found(0)],
-    )
+    asked = fake_annotator(monkeypatch, [annotation(0)])
     for key in ((0, "sft"), (0, "dev"), (0, "rlhf-v1"), (0, "rlhf-v2")):
         collect_preferences(
             [0],
@@ -747,51 +728,41 @@ def test_annotators_noise_differs_between_collections(monkeypatch, tmp_path):
             key=key,
             folder=tmp_path,
         )
-    assert len(set(map(str, seeds))) == 4
+    assert len({str(seed) for _, _, seed in asked}) == 4
 
 
 def test_pick_prompts():
     prompts = toy_prompts(300)
-    safety, helpfulness = pick_prompts(prompts, "safety", 80, 0), pick_prompts(
-        prompts, "helpfulness", 80, 0
-    )
-    assert (
-        sum(p["kind"] != "ordinary" for p in safety) == 60 and len(safety) == len(helpfulness) == 80
-    )
-    assert (
-        sum(p["kind"] == "unsafe" for p in helpfulness) == 8
-        and sum(p["kind"] == "unsafe" for p in safety) > 10
-    )
+    safety = pick_prompts(prompts, "safety", 80, 0)
+    helpfulness = pick_prompts(prompts, "helpfulness", 80, 0)
+    assert len(safety) == len(helpfulness) == 80
+    assert sum(prompt.kind != "ordinary" for prompt in safety) == 60
+    assert sum(prompt.kind == "unsafe" for prompt in helpfulness) == 8
+    assert sum(prompt.kind == "unsafe" for prompt in safety) > 10
     for picked in (safety, helpfulness):
-        assert len({p["prompt"][0]["content"] for p in picked}) == 80
-    assert (
-        safety == pick_prompts(prompts, "safety", 80, 0) != pick_prompts(prompts, "safety", 80, 1)
-    )
-    assert len({p["kind"] for p in safety[:20]}) == 3, "shuffled"
-    many = Counter(p["prompt"][0]["content"] for p in pick_prompts(prompts, "safety", 10**6, 0))
-    assert (
-        len(many) == 300 and max(many.values()) == 2 and many.total() == 400
-    ), "harmless ones may come twice, risky ones once"
+        assert len({prompt.question for prompt in picked}) == 80
+    assert safety == pick_prompts(prompts, "safety", 80, 0)
+    assert safety != pick_prompts(prompts, "safety", 80, 1)
+    assert len({prompt.kind for prompt in safety[:20]}) == 3, "shuffled"
+    many = Counter(prompt.question for prompt in pick_prompts(prompts, "safety", 10**6, 0))
+    assert len(many) == 300
+    assert max(many.values()) == 2, "harmless ones may come twice"
+    assert many.total() == 400, "risky ones come once"
 
 
 def test_report(capsys):
     model, tokenizer = tiny_reward_model(), toy_tokenizer()
-    [prompt] = [p for p in toy_prompts(3) if p["kind"] == "ordinary"]
+    [prompt] = [prompt for prompt in toy_prompts(3) if prompt.kind == "ordinary"]
     right = world.write_answer(random.Random(0), prompt, "careful")
-    rows = [
-        prompt | {"chosen": right, "rejected": BAD, "rating": "better"},
-        prompt | {"chosen": BAD, "rejected": right, "rating": "better"},
-    ]
-    table = report(model, tokenizer, rows, "helpfulness")
+    pairs = [pair(right, BAD, prompt), pair(BAD, right, prompt)]
+    table = report(model, tokenizer, pairs, "helpfulness")
     assert table["annotator"] == {"better": 0.5, "average": 0.5}
-    assert table["reward model"] == accuracy_by_rating(
-        *score_pairs(model, tokenizer, rows), ["better"] * 2
-    )
-    assert report(model, tokenizer, rows[:1], "helpfulness")["annotator"]["average"] == 1
+    chosen, rejected = score_pairs(model, tokenizer, pairs)
+    assert table["reward model"] == accuracy_by_rating(chosen, rejected, ["better"] * 2)
+    assert report(model, tokenizer, pairs[:1], "helpfulness")["annotator"]["average"] == 1
     assert "helpfulness: accuracy on 2 held-out pairs" in capsys.readouterr().out
-    assert set(report(model, tokenizer, [pair()], "safety")) == {
-        "reward model"
-    }, "no annotator for prompts from elsewhere"
+    elsewhere = report(model, tokenizer, [pair()], "safety")
+    assert set(elsewhere) == {"reward model"}, "no annotator for prompts from elsewhere"
 
 
 def test_main_on_preferences_of_ones_own(tmp_path):
@@ -799,38 +770,21 @@ def test_main_on_preferences_of_ones_own(tmp_path):
     auxiliary loss.
     """
     out, _ = chain()
-    path = write_lines(
-        tmp_path / "mine.jsonl",
-        [
-            # held out by prompt
-            {k: v for k, v in row.items() if v is not None} | {"prompt": [user(f"Question {i}?")]}
-            for i, row in enumerate(LABELLED * 6)
-        ],
-    )
-    printed = run_quietly(
-        reward.main,
-        *TINY,
-        "--out",
-        tmp_path,
-        "--init",
-        out / "sft",
-        "--data",
-        path,
-        "--epochs",
-        3,
-        "--batch-tokens",
-        1200,
-        "--learning-rate",
-        5e-4,
-    )
+    pairs = []
+    for i, labelled in enumerate(LABELLED * 6):
+        prompt = Prompt([user(f"Question {i}?")])  # pairs are held out by prompt
+        pairs.append(replace(labelled, prompt=prompt))
+    data = write_lines(tmp_path / "mine.jsonl", pairs)
+    where = ["--out", tmp_path, "--init", out / "sft", "--data", data]
+    training = ["--epochs", 3, "--batch-tokens", 1200, "--learning-rate", 5e-4]
+    printed = run_quietly(reward.main, *TINY, *where, *training)
     assert "accuracy on 2 held-out pairs" in printed
     for axis in AXES:
-        assert runtime.is_finished(tmp_path / f"reward-{axis}")
-        log = [
-            json.loads(line)
-            for line in (tmp_path / f"reward-{axis}" / "metrics.jsonl").read_text().splitlines()
-        ]
-        assert {row["phase"] for row in log} == {axis} and log[-1]["loss"] < log[0]["loss"]
+        folder = tmp_path / f"reward-{axis}"
+        assert runtime.is_finished(folder)
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert {row["phase"] for row in log} == {axis}
+        assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_one_axis_alone_is_the_same_as_both(tmp_path):
@@ -838,25 +792,11 @@ def test_one_axis_alone_is_the_same_as_both(tmp_path):
     process.
     """
     out, _ = chain()
-    path = write_lines(
-        tmp_path / "mine.jsonl",
-        [{k: v for k, v in row.items() if v is not None} for row in LABELLED * 3],
-    )
-    for name, axis in (("both", "both"), ("one", "safety")):
-        run_quietly(
-            reward.main,
-            *TINY,
-            "--out",
-            tmp_path / name,
-            "--init",
-            out / "sft",
-            "--data",
-            path,
-            "--axis",
-            axis,
-        )
-    one, both = (
-        load_reward_model(tmp_path / name / "reward-safety")[0].state_dict()
-        for name in ("one", "both")
-    )
-    assert all(torch.equal(one[name], both[name]) for name in one)
+    data = write_lines(tmp_path / "mine.jsonl", LABELLED * 3)
+    weights = {}
+    for axis in ("both", "safety"):
+        where = ["--out", tmp_path / axis, "--init", out / "sft", "--data", data]
+        run_quietly(reward.main, *TINY, *where, "--axis", axis)
+        weights[axis] = load_reward_model(tmp_path / axis / "reward-safety")[0].state_dict()
+    for name, weight in weights["both"].items():
+        assert torch.equal(weight, weights["safety"][name])

@@ -6,14 +6,16 @@ import gzip
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 import reward
 import runtime
-from data import InputError, encode_dialog, read_preferences, world
+from data import InputError, Pair, Prompt, encode_dialog, read_preferences
 from data.preferences import (
+    GivenAnswer,
     bag_of_words,
     baselines,
     drop_oldest_turns,
@@ -27,9 +29,11 @@ from data.preferences import (
     print_cross_validation,
     read_answers,
     read_pairs,
+    without_prompts_of,
 )
+from play import scores
 from reward import score_dialogs
-from runtime import newest_reward_models, terminal
+from runtime import newest_reward_models
 from tests.helpers import (
     TINY,
     assistant,
@@ -48,11 +52,26 @@ CHOSEN, REJECTED = (
 )
 
 
-def pair(text: str = "Hi", chosen: str = "Hello!", rejected: str = "What?", **fields) -> dict:
+def pair(text: str = "Hi", chosen: str = "Hello!", rejected: str = "What?", **fields) -> Pair:
+    return Pair(Prompt([user(text)]), chosen, rejected, **fields)
+
+
+def row(text: str = "Hi", chosen: str = "Hello!", rejected: str = "What?", **fields) -> dict:
+    """A pair as a line of a file holds it."""
     return {"prompt": [user(text)], "chosen": chosen, "rejected": rejected, **fields}
 
 
+def question(pair: Pair) -> str:
+    return pair.prompt.question
+
+
+def numbers(pairs: list[Pair]) -> list[int]:
+    """Of pairs whose chosen answer is a number."""
+    return [int(pair.chosen) for pair in pairs]
+
+
 def hh(prompt: str, chosen: str, rejected: str) -> dict:
+    """A line of an HH-RLHF file."""
     return {
         side: f"\n\nHuman: {prompt}\n\nAssistant: {answer}"
         for side, answer in (("chosen", chosen), ("rejected", rejected))
@@ -64,12 +83,9 @@ def hh(prompt: str, chosen: str, rejected: str) -> dict:
 
 def test_parse_hh_rlhf():
     """The prompt is all before the last "Assistant:"; blank lines inside a turn belong to it."""
-    row, reason = parse_hh_rlhf(CHOSEN, REJECTED)
-    assert reason == "" and row == {
-        "prompt": [user("Hi there"), assistant("Hello!"), user("How do I bake\n\nbread?")],
-        "chosen": "Mix flour.\n\n1. Knead it.",
-        "rejected": "No idea.",
-    }
+    messages = [user("Hi there"), assistant("Hello!"), user("How do I bake\n\nbread?")]
+    parsed = Pair(Prompt(messages), "Mix flour.\n\n1. Knead it.", "No idea.")
+    assert parse_hh_rlhf(CHOSEN, REJECTED) == (parsed, "")
 
 
 @pytest.mark.parametrize(
@@ -117,31 +133,29 @@ def test_parse_hh_rlhf_cannot_use(chosen, rejected, told):
 
 def test_is_hh_rlhf():
     assert is_hh_rlhf({"chosen": CHOSEN, "rejected": REJECTED}) and is_hh_rlhf({"chosen": CHOSEN})
-    assert (
-        not is_hh_rlhf(pair())
-        and not is_hh_rlhf(pair(chosen=CHOSEN))
-        and not is_hh_rlhf({"chosen": "a", "rejected": "b"})
-    )
+    assert not is_hh_rlhf(row())
+    assert not is_hh_rlhf(row(chosen=CHOSEN))
+    assert not is_hh_rlhf({"chosen": "a", "rejected": "b"})
 
 
 def test_drop_oldest_turns():
     """Whole turns go, the oldest first, and only as many as must."""
-    turns = [
-        message
-        for k in range(4)
-        for message in (user(f"question {k} " * 5), assistant(f"answer {k}"))
-    ]
-    row = {"prompt": [*turns, user("last")], "chosen": "short", "rejected": "a longer answer " * 3}
+    messages = []
+    for k in range(4):
+        messages += [user(f"question {k} " * 5), assistant(f"answer {k}")]
+    messages.append(user("last"))
+    whole = Pair(Prompt(messages), "short", "a longer answer " * 3)
 
-    def length(prompt, side):
-        return len(encode_dialog(toy_tokenizer(), [*prompt, assistant(row[side])]).ids)
+    def length(prompt, answer):
+        return len(encode_dialog(toy_tokenizer(), [*prompt, assistant(answer)]).ids)
 
     for dropped in range(5):
-        kept = row["prompt"][2 * dropped :]
-        longest = max(length(kept, "chosen"), length(kept, "rejected"))
-        assert drop_oldest_turns(toy_tokenizer(), row, longest) == row | {"prompt": kept}
-    assert drop_oldest_turns(toy_tokenizer(), row, longest - 1) is None
-    assert length(kept, "chosen") <= longest - 1, "the longer of the two answers decides"
+        kept = messages[2 * dropped :]
+        longest = max(length(kept, whole.chosen), length(kept, whole.rejected))
+        short = drop_oldest_turns(toy_tokenizer(), whole, longest)
+        assert short == replace(whole, prompt=Prompt(kept))
+    assert drop_oldest_turns(toy_tokenizer(), whole, longest - 1) is None
+    assert length(kept, whole.chosen) <= longest - 1, "the longer of the two answers decides"
 
 
 def test_read_pairs(tmp_path, capsys):
@@ -156,15 +170,13 @@ def test_read_pairs(tmp_path, capsys):
     ]
     packed = tmp_path / "hh.jsonl.gz"
     packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    ours = write_lines(tmp_path / "ours.jsonl", [pair("Hey " * 200, rating="better")])
-    found = read_pairs(f"{packed},{ours}", "helpfulness", toy_tokenizer(), 100)
-    assert [row["chosen"] for row in found] == ["Hello!", "yes", "Hello!"]
-    assert found[0] == pair() | {"where": f"{packed}, line 1"}
-    assert (
-        found[1]["prompt"][-1] == user("question number 29 is this")
-        and 1 < len(found[1]["prompt"]) < 59
-    )
-    assert found[2] == read_preferences(ours)[0], "our own rows are never shortened"
+    ours = write_lines(tmp_path / "ours.jsonl", [row("Hey " * 200, rating="better")])
+    first, short, own = read_pairs(f"{packed},{ours}", "helpfulness", toy_tokenizer(), 100)
+    assert first == Pair(Prompt([user("Hi")], where=f"{packed}, line 1"), "Hello!", "What?")
+    assert short.chosen == "yes" and short.where == f"{packed}, line 4"
+    assert question(short) == "question number 29 is this" and 1 < len(short.prompt.messages) < 59
+    assert own.chosen == "Hello!"
+    assert own == read_preferences(ours)[0], "our own pairs are never shortened"
     assert capsys.readouterr().out.splitlines() == [
         (
             f"{packed}: 2 pairs; left out: an empty turn 1; left out: equal answers 1; left out:"
@@ -182,8 +194,8 @@ def test_read_pairs(tmp_path, capsys):
         ([hh("Hi", "a", "b"), {"chosen": CHOSEN, "rejected": 3}], "line 2: field 'rejected' is 3"),
         ([hh("Hi", "a", "a")], "no pair can be used .*equal answers"),
         ([{"chosen": "a", "rejected": "b"}], "line 1: field 'prompt' is missing"),
-        ([pair(), hh("Hi", "a", "b")], "line 2: field 'prompt' is missing"),
-        ([pair(rating="great")], "line 1: field 'rating' is 'great'"),
+        ([row(), hh("Hi", "a", "b")], "line 2: field 'prompt' is missing"),
+        ([row(rating="great")], "line 1: field 'rating' is 'great'"),
     ],
 )
 def test_read_pairs_refuses(lines, told, tmp_path):
@@ -201,15 +213,15 @@ def test_read_pairs_of_the_real_file(assets):
     lines = [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")][:400]
     reasons, kept = Counter(), 0
     for line in lines:
-        row, reason = parse_hh_rlhf(line["chosen"], line["rejected"])
+        parsed, reason = parse_hh_rlhf(line["chosen"], line["rejected"])
         reasons[reason] += 1
-        if row:
+        if parsed:
             kept += 1
-            for side in ("chosen", "rejected"):
+            for side, answer in (("chosen", parsed.chosen), ("rejected", parsed.rejected)):
                 names = {"user": "Human", "assistant": "Assistant"}
                 text = "".join(
                     f"{names[m['role']]}: {m['content']} "
-                    for m in [*row["prompt"], assistant(row[side])]
+                    for m in [*parsed.prompt.messages, assistant(answer)]
                 )
                 assert text.split() == line[side].split()
     assert kept == reasons[""] > 390 and sum(reasons.values()) == 400
@@ -229,51 +241,42 @@ def test_drop_unsafe_choices():
         (None, True),
         (None, None),
     ]
-    rows = [
-        pair(
-            n=n,
-            **{
-                f"{side}_is_safe": safe
-                for side, safe in zip(("chosen", "rejected"), both, strict=True)
-                if safe is not None
-            },
-        )
-        for n, both in enumerate(labels)
+    pairs = [
+        pair(chosen=str(n), chosen_is_safe=chosen, rejected_is_safe=rejected)
+        for n, (chosen, rejected) in enumerate(labels)
     ]
-    assert [row["n"] for row in drop_unsafe_choices(rows)] == [0, 1, 2, 4, 5, 6]
+    assert numbers(drop_unsafe_choices(pairs)) == [0, 1, 2, 4, 5, 6]
 
 
 def test_read_pairs_leaves_out_unsafe_choices(tmp_path, capsys):
     """For the safety model only: such pairs are what helpfulness looks like."""
     rows = [
-        pair(chosen_is_safe=False, rejected_is_safe=True),
-        pair(chosen_is_safe=True, rejected_is_safe=False),
+        row(chosen_is_safe=False, rejected_is_safe=True),
+        row(chosen_is_safe=True, rejected_is_safe=False),
     ]
     path = str(write_lines(tmp_path / "pairs.jsonl", rows))
     assert len(read_pairs(path, "helpfulness", toy_tokenizer(), 100)) == 2
-    [row] = read_pairs(path, "safety", toy_tokenizer(), 100)
-    assert (
-        row["chosen_is_safe"]
-        and "left out: chosen unsafe, the other safe 1" in capsys.readouterr().out
-    )
+    [kept] = read_pairs(path, "safety", toy_tokenizer(), 100)
+    assert kept.chosen_is_safe
+    assert "left out: chosen unsafe, the other safe 1" in capsys.readouterr().out
 
 
 def test_has_safety_labels(tmp_path):
-    assert has_safety_labels(write_lines(tmp_path / "a", [pair(), pair(rejected_is_safe=False)]))
-    assert not has_safety_labels(write_lines(tmp_path / "b", [pair(chosen_is_safe=None), pair()]))
+    assert has_safety_labels(write_lines(tmp_path / "a", [row(), row(rejected_is_safe=False)]))
+    assert not has_safety_labels(write_lines(tmp_path / "b", [row(chosen_is_safe=None), row()]))
 
 
 @pytest.mark.parametrize("share, taken", [(0.0, 0), (0.1, 10), (0.5, 90), (0.9, 200)])
 def test_mix_pairs(share, taken):
-    own, rest = [{"own": i} for i in range(90)], [{"rest": i} for i in range(200)]
+    own = [pair(f"own {i}") for i in range(90)]
+    rest = [pair(f"rest {i}") for i in range(200)]
     mixed = mix_pairs(own, rest, share, seed=3)
-    assert (
-        mixed[:90] == own and len({row["rest"] for row in mixed[90:]}) == len(mixed) - 90 == taken
-    )
+    drawn = mixed[90:]
+    assert mixed[:90] == own and len(set(map(question, drawn))) == len(drawn) == taken
+    assert all(one.extra and replace(one, extra=False) in rest for one in drawn)
     assert share == 0.9 or taken / len(mixed) == share
-    assert mixed == mix_pairs(own, rest, share, 3) and (
-        not taken or mixed != mix_pairs(own, rest, share, 4)
-    )
+    assert mixed == mix_pairs(own, rest, share, 3)
+    assert not taken or mixed != mix_pairs(own, rest, share, 4)
     assert len(own) == 90 and mix_pairs(own, [], share, 0) == own
 
 
@@ -281,21 +284,19 @@ def test_mix_pairs(share, taken):
 
 
 def test_folds_by_prompt():
-    rows = [pair(f"prompt {i % 23}", n=i) for i in range(60)]
-    folds = folds_by_prompt(rows, 5, 0)
-    assert len(folds) == 5 and sorted(row["n"] for _, test in folds for row in test) == list(
-        range(60)
-    )
+    pairs = [pair(f"prompt {i % 23}", chosen=str(i)) for i in range(60)]
+    folds = folds_by_prompt(pairs, 5, 0)
+    tested = [one for _, test in folds for one in test]
+    assert len(folds) == 5 and sorted(numbers(tested)) == list(range(60))
     for train, test in folds:
-        assert sorted(row["n"] for row in train + test) == list(range(60))
-        assert not {row["prompt"][0]["content"] for row in train} & {
-            row["prompt"][0]["content"] for row in test
-        }
+        assert sorted(numbers(train + test)) == list(range(60))
+        assert not set(map(question, train)) & set(map(question, test))
         assert 4 * 2 <= len(test) <= 5 * 3
-    assert folds == folds_by_prompt(rows, 5, 0) != folds_by_prompt(rows, 5, 1)
-    assert folds_by_prompt(rows, 0, 0) == []
+    assert folds == folds_by_prompt(pairs, 5, 0) != folds_by_prompt(pairs, 5, 1)
+    assert folds_by_prompt(pairs, 0, 0) == []
+    few = [one for i, one in enumerate(pairs) if i % 23 < 4]
     with pytest.raises(InputError, match="--folds 5: the pairs have only 4 different prompts"):
-        folds_by_prompt([row for row in rows if row["n"] % 23 < 4], 5, 0)
+        folds_by_prompt(few, 5, 0)
 
 
 def test_bag_of_words():
@@ -311,33 +312,29 @@ def test_bag_of_words():
     w = torch.linspace(0, 5, 500001, dtype=torch.float64)
     # both words: weights w and -w
     best = w[(-torch.nn.functional.logsigmoid(2 * w) + 0.1 * w**2).argmin()].item()
-    found = bag_of_words(train, test, decay=0.1)
-    assert found.tolist() == pytest.approx([-2 * best, 2 * best, 0], abs=2e-3)
+    differences = bag_of_words(train, test, decay=0.1)
+    assert differences.tolist() == pytest.approx([-2 * best, 2 * best, 0], abs=2e-3)
 
 
 def test_bag_of_words_learns_what_is_said():
-    rows = [
+    pairs = [
         pair(f"prompt {i}", "please do " + "a b c d"[: i % 7], "never do " + "e f g h"[: i % 5])
         for i in range(60)
     ]
-    assert (bag_of_words(rows[:40], rows[40:]) > 0).all()
-    swapped = [pair(chosen=row["rejected"], rejected=row["chosen"]) for row in rows]
-    assert torch.allclose(
-        bag_of_words(rows[:40], rows[40:]), bag_of_words(swapped[:40], rows[40:]).neg(), atol=1e-3
-    )
+    train, test = pairs[:40], pairs[40:]
+    differences = bag_of_words(train, test)
+    assert (differences > 0).all()
+    swapped = [pair(chosen=one.rejected, rejected=one.chosen) for one in train]
+    assert torch.allclose(differences, bag_of_words(swapped, test).neg(), atol=1e-3)
 
 
 def test_baselines():
     train = [pair(chosen="good", rejected="dull")]
-    found = baselines(
-        train, [pair(chosen="good dog", rejected="dull"), pair(chosen="a", rejected="bcd"), pair()]
-    )
-    assert found["longer answer"].tolist() == [4, -2, 1] and found["shorter answer"].tolist() == [
-        -4,
-        2,
-        -1,
-    ]
-    assert (found["bag of words"] > 0).tolist() == [True, False, False]
+    test = [pair(chosen="good dog", rejected="dull"), pair(chosen="a", rejected="bcd"), pair()]
+    rivals = baselines(train, test)
+    assert rivals["longer answer"].tolist() == [4, -2, 1]
+    assert rivals["shorter answer"].tolist() == [-4, 2, -1]
+    assert (rivals["bag of words"] > 0).tolist() == [True, False, False]
 
 
 def test_print_cross_validation(capsys):
@@ -409,13 +406,8 @@ def test_main_from_scratch_on_hh_rlhf(tmp_path):
     )
     assert set(counts) == {"helpfulness", *(f"helpfulness-fold-{k}" for k in range(5))}
     assert not list(folder.glob("checkpoint*")), "nothing unfinished is left"
-    printed = run_quietly(
-        reward.main,
-        "--out",
-        tmp_path / "out",
-        "--score",
-        tmp_path / "pairs.jsonl" if write_lines(tmp_path / "pairs.jsonl", [pair()]) else "",
-    )
+    pairs = write_lines(tmp_path / "pairs.jsonl", [row()])
+    printed = run_quietly(scores.main, "score", pairs, "--out", tmp_path / "out")
     assert "helpfulness" in printed and "safety" not in printed and "chosen: 'Hello!'" in printed
 
 
@@ -424,8 +416,8 @@ def test_main_learns_other_pairs_than_it_is_judged_on(tmp_path, monkeypatch):
     """
     seen, starts = [], []
 
-    def train(model, tokenizer, rows, *, phase, **options):
-        seen.append((phase, [row["prompt"][-1]["content"] for row in rows]))
+    def train(model, tokenizer, pairs, *, phase, **options):
+        seen.append((phase, list(map(question, pairs))))
         starts.append(
             model.head.weight.sum().item() + model.body.tok_embeddings.weight.sum().item()
         )
@@ -433,16 +425,14 @@ def test_main_learns_other_pairs_than_it_is_judged_on(tmp_path, monkeypatch):
             model.body.tok_embeddings.weight.add_(1.0)
 
     judged = []
-    monkeypatch.setattr(reward, "train_reward_model", train)
     score_pairs = reward.score_pairs
-    monkeypatch.setattr(
-        reward,
-        "score_pairs",
-        lambda model, tokenizer, rows: (
-            judged.append([row["prompt"][-1]["content"] for row in rows]),
-            score_pairs(model, tokenizer, rows),
-        )[1],
-    )
+
+    def judge(model, tokenizer, pairs):
+        judged.append(list(map(question, pairs)))
+        return score_pairs(model, tokenizer, pairs)
+
+    monkeypatch.setattr(reward, "train_reward_model", train)
+    monkeypatch.setattr(reward, "score_pairs", judge)
     run_quietly(
         reward.main,
         *TINY,
@@ -474,7 +464,6 @@ def test_main_learns_other_pairs_than_it_is_judged_on(tmp_path, monkeypatch):
         (("--mix-share", "0.5,1"), "two shares below 1"),
         (("--extra", "x.jsonl", "--mix-share", "0,0"), "more than 0 where --extra is used"),
         (("--data", "x.jsonl", "--init", "none"), "x.jsonl"),
-        (("--score", "x.jsonl"), "reward-helpfulness is missing; `python reward.py` makes it"),
     ],
 )
 def test_main_refuses(argv, told, tmp_path):
@@ -488,18 +477,18 @@ def test_main_mixes(tmp_path, monkeypatch):
     learns unsafe choices.
     """
     learned = {}
-    monkeypatch.setattr(
-        reward,
-        "train_reward_model",
-        lambda model, tokenizer, rows, *, phase, **options: learned.update({phase: rows}),
-    )
+
+    def train(model, tokenizer, pairs, *, phase, **options):
+        learned[phase] = pairs
+
+    monkeypatch.setattr(reward, "train_reward_model", train)
     own = write_lines(
         tmp_path / "own.jsonl",
-        [pair(f"own {i}", chosen_is_safe=True, rejected_is_safe=False) for i in range(20)],
+        [row(f"own {i}", chosen_is_safe=True, rejected_is_safe=False) for i in range(20)],
     )
     rest = write_lines(
         tmp_path / "rest.jsonl",
-        [pair(f"rest {i}", chosen_is_safe=i > 9, rejected_is_safe=True) for i in range(40)],
+        [row(f"rest {i}", chosen_is_safe=i > 9, rejected_is_safe=True) for i in range(40)],
     )
     run_quietly(
         reward.main,
@@ -516,12 +505,11 @@ def test_main_mixes(tmp_path, monkeypatch):
         "0.5,0.1",
     )
     sources = {
-        axis: Counter(row["prompt"][0]["content"].split()[0] for row in rows)
-        for axis, rows in learned.items()
+        axis: Counter(question(one).split()[0] for one in pairs) for axis, pairs in learned.items()
     }
     assert sources == {"helpfulness": {"own": 18, "rest": 18}, "safety": {"own": 18, "rest": 2}}
-    assert all(row["prompt"][0]["content"].startswith("own") for row in learned["safety"][:18])
-    assert not any(row["chosen_is_safe"] is False for row in learned["safety"])
+    assert all(question(one).startswith("own") for one in learned["safety"][:18])
+    assert not any(one.chosen_is_safe is False for one in learned["safety"])
     assert set(json.loads((tmp_path / "reward-safety" / "stage.json").read_text())["inputs"]) == {
         "init",
         "data",
@@ -585,17 +573,22 @@ def test_hold_out_by_prompt():
     """Several comparisons of a prompt stay together, the prompts are drawn from the whole file, by
     the seed.
     """
-    rows = [pair(f"question {i // 3}", chosen=str(i)) for i in range(90)]
-    train, held_out = hold_out_by_prompt(rows, seed=0)
-    prompts = [{row["prompt"][0]["content"] for row in part} for part in (train, held_out)]
-    assert not prompts[0] & prompts[1], "no held-out pair's prompt was trained on"
-    assert len(prompts[1]) == 3 and len(held_out) == 9 and len(train) == 81
-    assert prompts[1] != {f"question {i}" for i in range(3)}, "not the file's first tenth"
-    assert [int(row["chosen"]) for row in train] == sorted(
-        int(row["chosen"]) for row in train
-    ), "in the file's order"
-    assert hold_out_by_prompt(rows, seed=0) == (train, held_out) != hold_out_by_prompt(rows, seed=1)
-    assert hold_out_by_prompt(rows[:27], seed=0) == (rows[:27], []), "nine prompts: nothing"
+    pairs = [pair(f"question {i // 3}", chosen=str(i)) for i in range(90)]
+    train, held_out = hold_out_by_prompt(pairs, seed=0)
+    held_prompts = set(map(question, held_out))
+    assert not held_prompts & set(map(question, train)), "no held-out prompt was trained on"
+    assert len(held_prompts) == 3 and len(held_out) == 9 and len(train) == 81
+    assert held_prompts != {f"question {i}" for i in range(3)}, "not the file's first tenth"
+    assert numbers(train) == sorted(numbers(train)), "in the file's order"
+    assert hold_out_by_prompt(pairs, seed=0) == (train, held_out)
+    assert hold_out_by_prompt(pairs, seed=1) != (train, held_out)
+    assert hold_out_by_prompt(pairs[:27], seed=0) == (pairs[:27], []), "nine prompts: nothing"
+
+
+def test_without_prompts_of():
+    pairs = [pair(f"question {i % 3}", chosen=str(i)) for i in range(9)]
+    assert numbers(without_prompts_of(pairs, [pair("question 1")])) == [0, 2, 3, 5, 6, 8]
+    assert without_prompts_of(pairs, []) == pairs
 
 
 def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
@@ -603,24 +596,26 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
     folds neither.
     """
     rows = [
-        pair(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 3." if i % 2 else "No.")
+        row(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 3." if i % 2 else "No.")
         for i in range(60)
     ]
-    data, extra = write_lines(tmp_path / "mine.jsonl", rows), write_lines(
-        tmp_path / "extra.jsonl", rows[::-1]
-    )
-    trained, held = [], []
-
-    def prompts_of(pairs: list[dict]) -> set[str]:
-        return {row["prompt"][0]["content"] for row in pairs}
+    data = write_lines(tmp_path / "mine.jsonl", rows)
+    extra = write_lines(tmp_path / "extra.jsonl", rows[::-1])
+    trained, held, scored = [], [], []
 
     def train(model, tokenizer, pairs, **options):
-        trained.append(prompts_of(pairs))
+        trained.append(set(map(question, pairs)))
+
+    def report(model, tokenizer, pairs, axis):
+        held.append(set(map(question, pairs)))
+        return {}
+
+    def score_pairs(model, tokenizer, pairs):
+        scored.append(set(map(question, pairs)))
+        return torch.zeros(len(pairs)), torch.zeros(len(pairs))
 
     monkeypatch.setattr(reward, "train_reward_model", train)
-    monkeypatch.setattr(
-        reward, "report", lambda model, tokenizer, pairs, axis: held.append(prompts_of(pairs)) or {}
-    )
+    monkeypatch.setattr(reward, "report", report)
     common = (
         *TINY,
         "--data",
@@ -634,13 +629,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
     )
     run_quietly(reward.main, *common, "--out", tmp_path / "out")
     assert len(held[0]) == 3 and len(trained[0]) == 27 and not held[0] & trained[0]
-    scored = []
-    monkeypatch.setattr(
-        reward,
-        "score_pairs",
-        lambda model, tokenizer, pairs: scored.append(prompts_of(pairs))
-        or (torch.zeros(len(pairs)), torch.zeros(len(pairs))),
-    )
+    monkeypatch.setattr(reward, "score_pairs", score_pairs)
     trained.clear()
     run_quietly(reward.main, *common, "--out", tmp_path / "folds", "--folds", 3)
     assert len(trained) == 4 and len(scored) == 3
@@ -661,24 +650,21 @@ def test_score_dialogs():
 
     out, _ = chain()
     models = {axis: reward.load_reward_model(out / f"reward-{axis}") for axis in reward.AXES}
-    dialogs = [
-        {"prompt": [user("Hi")], "answer": "Hello!", "is_safety": tagged}
-        for tagged in (False, True)
-    ]
-    plain, tagged = score_dialogs(models, dialogs)
+    prompts = [Prompt([user("Hi")], is_safety=is_safety) for is_safety in (False, True)]
+    plain, tagged = score_dialogs(models, [(prompt, "Hello!") for prompt in prompts])
     for axis, (model, tokenizer) in models.items():
         [expected] = reward.score(
             model, [encode_dialog(tokenizer, [user("Hi"), assistant("Hello!")]).ids]
         ).tolist()
         expected = close((expected, 1 / (1 + 2.718281828**-expected)))
         assert plain[axis] == expected and tagged[axis] == expected
-    assert tagged["reward"] == tagged["safety"] and plain["answer"] == "Hello!"
+    assert tagged["reward"] == tagged["safety"]
     gated = plain["safety"][1] < 0.15
     assert plain["reward"] == plain["safety" if gated else "helpfulness"]
-    [alone] = score_dialogs({"safety": models["safety"]}, dialogs[:1])
+    [alone] = score_dialogs({"safety": models["safety"]}, [(prompts[0], "Hello!")])
     assert alone["safety"] == close(plain["safety"]) and "reward" not in alone
     with pytest.raises(InputError, match="f, line 3: .*tag"):
-        score_dialogs(models, [dialogs[0] | {"answer": "[INST]", "where": "f, line 3"}])
+        score_dialogs(models, [(Prompt([user("Hi")], where="f, line 3"), "[INST]")])
 
 
 def test_read_answers(tmp_path):
@@ -693,24 +679,25 @@ def test_read_answers(tmp_path):
             ]
         },
         {"prompt": [user("Hi")], "answer": "Hello!", "is_safety": True},
-        pair(),
+        row(),
         {"messages": [user("a"), assistant("b")], "chosen": "x", "rejected": "y"},
     ]
-    found = read_answers(write_lines(tmp_path / "rows.jsonl", rows))
-    assert [
-        (row["which"], row["answer"], len(row["prompt"]), row["is_safety"]) for row in found
-    ] == [
-        ("answer", "Bye", 4, False),
-        ("answer", "Hello!", 1, True),
-        ("chosen", "Hello!", 1, False),
-        ("rejected", "What?", 1, False),
-        ("answer", "b", 1, False),
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+
+    def prompt(line: int, messages: list[dict], is_safety: bool = False) -> Prompt:
+        return Prompt(messages, is_safety, where=f"{path}, line {line}")
+
+    assert read_answers(path) == [
+        GivenAnswer(prompt(1, rows[0]["messages"][:-1]), "Bye"),
+        GivenAnswer(prompt(2, [user("Hi")], is_safety=True), "Hello!"),
+        GivenAnswer(prompt(3, [user("Hi")]), "Hello!", "chosen"),
+        GivenAnswer(prompt(3, [user("Hi")]), "What?", "rejected"),
+        GivenAnswer(prompt(4, [user("a")]), "b"),
     ]
-    assert found[3]["where"].endswith("rows.jsonl, line 3")
 
 
 @pytest.mark.parametrize(
-    "row, told",
+    "wrong, told",
     [
         ({"messages": [user("Hi")]}, "the answer is missing"),
         ({"messages": "Hi"}, "must be a list"),
@@ -721,89 +708,9 @@ def test_read_answers(tmp_path):
         ({"prompt": [user("Hi")], "answer": " "}, "field 'answer' is empty"),
         ({"prompt": [user("Hi")], "answer": 3}, "field 'answer' is 3"),
         ({"prompt": [user("Hi")], "chosen": "a"}, "wanted are the fields"),
-        (pair(is_safety="no"), "field 'is_safety' is \"no\""),
+        (row(is_safety="no"), "field 'is_safety' is \"no\""),
     ],
 )
-def test_read_answers_refuses(row, told, tmp_path):
+def test_read_answers_refuses(wrong, told, tmp_path):
     with pytest.raises(InputError, match="rows.jsonl, line 2: .*" + told):
-        read_answers(write_lines(tmp_path / "rows.jsonl", [pair(), row]))
-
-
-def toy_prompt(kind: str) -> dict:
-    world.ensure()
-    lines = (world.FOLDER / "prompts-dev.jsonl").read_text().splitlines()
-    return next(row for row in map(json.loads, lines) if row["kind"] == kind)
-
-
-def test_add_annotator():
-    unsafe = toy_prompt("unsafe")
-    refusal, other = terminal.add_annotator(
-        [
-            {"prompt": unsafe["prompt"], "answer": "I am sorry. I cannot help with that."},
-            {"prompt": [user("Who won?")], "answer": "Me."},
-        ]
-    )
-    assert refusal["is_safety"] and refusal["family"] == unsafe["family"]
-    assert refusal["annotator"] == (
-        world.helpfulness(unsafe, refusal["answer"]),
-        world.safety(unsafe, refusal["answer"]),
-    )
-    assert other == {"prompt": [user("Who won?")], "answer": "Me."}
-    [longer] = terminal.add_annotator(
-        [{"prompt": [system("x"), *unsafe["prompt"]], "answer": "No."}]
-    )
-    assert "annotator" not in longer
-
-
-def test_score(tmp_path):
-    """`--score`: both scores as logit and sigmoid, of what every row says."""
-    out, _ = chain()
-    unsafe = toy_prompt("unsafe")["prompt"]
-    path = write_lines(tmp_path / "rows.jsonl", [pair(), {"prompt": unsafe, "answer": "No."}])
-    printed = run_quietly(reward.main, "--out", out, "--score", path)
-    models = {
-        axis: reward.load_reward_model(folder) for axis, folder in newest_reward_models(out).items()
-    }
-    assert "rlhf-v2" in str(newest_reward_models(out)["safety"]), "the newest ones"
-    [row] = score_dialogs(models, [{"prompt": unsafe, "answer": "No.", "is_safety": True}])
-    last = printed.splitlines()[-1]
-    cells = re.findall(r"([+-][\d.]+) \(([\d.]+)\)", last)
-    assert [(float(a), float(b)) for a, b in cells] == [
-        tuple(round(x, 3) for x in row[name]) for name in ("reward", "helpfulness", "safety")
-    ]
-    assert cells[0] == cells[2], "the tag is known by the prompt's text: the safety score counts"
-    assert "tagged as possibly unsafe, toy world: unsafe" in printed and last.endswith("'No.'")
-    assert (
-        "chosen: 'Hello!'" in printed
-        and "rejected: 'What?'" in printed
-        and "'Hi' (turn 1)" in printed
-    )
-
-
-def test_try(monkeypatch):
-    """`--try`: several answers to one prompt side by side, the best first; a mistake is told and
-    one goes on.
-    """
-    out, _ = chain()
-    prompt = toy_prompt("ordinary")["prompt"][0]["content"]
-    typed = iter([prompt, "One.", "[INST]", "Two two.", "", "Something else", "Three.", "", ""])
-    monkeypatch.setattr("builtins.input", lambda question: next(typed))
-    printed = run_quietly(reward.main, "--out", out, "--try")
-    assert next(typed, None) is None
-    assert (
-        printed.count("'One.'") == 2
-        and printed.count("'Two two.'") == 1
-        and printed.count("'Three.'") == 1
-    )
-    assert "tag" in printed and "annotator: helpfulness safety" in printed
-    both = printed.split("the tag")[1].split("'Something else'")[0]
-    rewards = [float(x) for x in re.findall(r"^ +([+-][\d.]+)", both, re.M)]
-    assert len(rewards) == 2 and rewards == sorted(rewards, reverse=True)
-
-
-def test_try_ends_with_the_input(monkeypatch):
-    def closed(question):
-        raise EOFError
-
-    monkeypatch.setattr("builtins.input", closed)
-    assert "empty prompt ends" in run_quietly(reward.main, "--out", chain()[0], "--try")
+        read_answers(write_lines(tmp_path / "rows.jsonl", [row(), wrong]))

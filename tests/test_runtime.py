@@ -155,7 +155,8 @@ def test_parse_settings_help(capsys):
 
     with pytest.raises(SystemExit):
         runtime.parse_settings(Needy, "", argv=[])
-    assert "--data" in capsys.readouterr().err
+    assert "required: DATA" in capsys.readouterr().err
+    assert runtime.parse_settings(Needy, "", argv=["rows"]).data == Path("rows")
 
 
 def test_run(capsys):

@@ -130,10 +130,22 @@ def test_times_and_paths_do_not_count(pair):
     assert not same_bits.compare_folders(old, new).differences
 
 
-def test_a_log_may_have_more_keys(pair):
-    report = compare_changed_rows(pair, "metrics.jsonl", content=0.5)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
+def test_a_log_may_have_more_keys(pair, name):
+    for folder in pair:
+        write_rows(folder / "rlhf-v1" / name, ROWS)
+    report = compare_changed_rows(pair, name, content=0.5)
     assert not report.differences
-    assert report.more == ["key content in rlhf-v1/metrics.jsonl"]
+    assert report.more == [f"key content in rlhf-v1/{name}"]
+
+
+def test_a_row_that_is_not_tagged_is_no_safety(pair):
+    """In either of the two; true is another matter."""
+    old, new = pair
+    assert not compare_changed_rows(pair, is_safety=False).differences
+    assert not same_bits.compare_folders(new, old).differences
+    [difference] = compare_changed_rows(pair, is_safety=True).differences
+    assert difference == "rlhf-v1/samples.jsonl row 2, key is_safety: False → True"
 
 
 def test_report_may_have_more_keys_but_not_fewer(pair):
@@ -270,6 +282,15 @@ def test_complete_only_for_the_same_commit_and_words(tmp_path):
     ).is_complete("hh")
     (tmp_path / "hh" / "complete").write_text("")
     assert not side(tmp_path, commit="").is_complete("hh")
+
+
+@pytest.mark.parametrize("name", ["toy", "world"])
+def test_world_folder(tmp_path, name):
+    """Checkouts of before and after the world's move; what it prints first does not matter."""
+    (tmp_path / "data").mkdir()
+    module = f"def ensure():\n    print('making it')\n    return '/files of {name}'\n"
+    (tmp_path / "data" / f"{name}.py").write_text(module)
+    assert same_bits.world_folder(tmp_path) == Path(f"/files of {name}")
 
 
 def test_labels(tmp_path):

@@ -6,15 +6,16 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 import sft
-from data import InputError, encode_dialog, encode_prompt
+from data import Dialog, InputError, encode_dialog, encode_prompt
 from data.chat import encode_turn
 from model import generate
-from sft import answer_loss, encode_rows, finetune, held_out_loss, sft_loss, show_answers
+from sft import answer_loss, encode_dialogs, finetune, held_out_loss, sft_loss, show_answers
 from tests.helpers import Kill, Killer, assistant, tiny_model, toy_dialogs, toy_tokenizer, user
 from tests.reference import losses as reference
 
@@ -101,7 +102,7 @@ def test_answer_loss():
     assert ids[-1] == toy_tokenizer().eos_id and mask[-1], "EOS is in the loss"
 
 
-def test_encode_rows():
+def test_encode_dialogs():
     tokenizer = toy_tokenizer()
     sampled = [
         token for piece in (" It", " i", "s", " 7", ".") for token in tokenizer.encode(piece)
@@ -109,27 +110,27 @@ def test_encode_rows():
     assert (
         sampled != encode_turn(tokenizer, *(message["content"] for message in SHORT[0]))[1]
     ), "else the text would do"
-    row = {"messages": SHORT[0], "answer_ids": sampled, "tokenizer": tokenizer.fingerprint}
-    [dialog] = encode_rows(tokenizer, [row], 256)
+    row = Dialog(SHORT[0], answer_ids=sampled, tokenizer=tokenizer.fingerprint)
+    [dialog] = encode_dialogs(tokenizer, [row], 256)
     assert (
         dialog.ids == encode_prompt(tokenizer, SHORT[0][:1]) + sampled
     ), "the ids that were sampled"
-    changed = row | {"messages": [*SHORT[0][:1], assistant("It is 8.")]}
-    assert encode_rows(tokenizer, [changed], 256) == dialogs_of(
-        [changed["messages"]]
+    changed = replace(row, messages=[*SHORT[0][:1], assistant("It is 8.")])
+    assert encode_dialogs(tokenizer, [changed], 256) == dialogs_of(
+        [changed.messages]
     ), "a text that was changed counts"
     for control, ids in [
         ("BOS", [*sampled[:2], tokenizer.bos_id, *sampled[2:]]),
         ("a second EOS", [tokenizer.eos_id, *sampled]),
     ]:
-        [dialog] = encode_rows(tokenizer, [row | {"answer_ids": ids}], 256)
+        [dialog] = encode_dialogs(tokenizer, [replace(row, answer_ids=ids)], 256)
         assert dialog == dialogs_of(SHORT[:1])[0], f"{control} among the ids: the text"
-    [dialog] = encode_rows(tokenizer, [row | {"tokenizer": "another"}], 256)
+    [dialog] = encode_dialogs(tokenizer, [replace(row, tokenizer="another")], 256)
     assert dialog == dialogs_of(SHORT[:1])[0], "another tokenizer's ids mean nothing here: the text"
-    [dialog] = encode_rows(tokenizer, [{"messages": SHORT[2], "train_on": "last"}], 256)
+    [dialog] = encode_dialogs(tokenizer, [Dialog(SHORT[2], train_on="last")], 256)
     assert dialog == dialogs_of(SHORT[2:], "last")[0]
     length = len(dialog.ids)
-    assert encode_rows(tokenizer, [{"messages": SHORT[2]}], length)
+    assert encode_dialogs(tokenizer, [Dialog(SHORT[2])], length)
     with pytest.raises(
         InputError,
         match=(
@@ -137,19 +138,17 @@ def test_encode_rows():
             f" {length - 1}"
         ),
     ):
-        encode_rows(tokenizer, [{"messages": SHORT[2], "where": "a.jsonl, line 3"}], length - 1)
+        encode_dialogs(tokenizer, [Dialog(SHORT[2], where="a.jsonl, line 3")], length - 1)
     with pytest.raises(InputError, match="a.jsonl, line 3: the user's content holds the tag"):
-        encode_rows(
-            tokenizer,
-            [{"messages": [user("<<SYS>>"), assistant("a")], "where": "a.jsonl, line 3"}],
-            99,
+        encode_dialogs(
+            tokenizer, [Dialog([user("<<SYS>>"), assistant("a")], where="a.jsonl, line 3")], 99
         )
 
 
 def test_held_out_loss():
     """Nats per token: tokens count alike, however they are batched."""
     model = tiny_model()
-    dialogs = dialogs_of([row["messages"] for row in toy_dialogs(300)])
+    dialogs = dialogs_of([dialog.messages for dialog in toy_dialogs(300)])
     found = [answer_loss(model, [dialog]) for dialog in dialogs[:80]]
     mean = sum(loss.item() for loss, _ in found) / sum(count for _, count in found)
     assert held_out_loss(model, dialogs[:80]) == pytest.approx(mean, rel=1e-5)
@@ -253,7 +252,7 @@ def test_finetune_accumulates(tmp_path, micro_tokens):
 def test_finetune_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Killed at any step and run again: the same weights, bit for bit, and the same log."""
     monkeypatch.setitem(sft.optimise.__kwdefaults__, "save_every", 2)
-    dialogs = dialogs_of([row["messages"] for row in toy_dialogs(14)])
+    dialogs = dialogs_of([dialog.messages for dialog in toy_dialogs(14)])
     with monkeypatch.context() as patch:
         counter = Killer(patch)
         expected, log = train(tmp_path / "whole", dialogs)
@@ -302,7 +301,7 @@ def test_safety_rows_can_be_taken_out_by_share(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sft, "finetune", lambda *args, **options: None)
     monkeypatch.setattr(
-        sft, "encode_rows", lambda tokenizer, rows, length: kept.update(rows=rows) or []
+        sft, "encode_dialogs", lambda tokenizer, rows, length: kept.update(rows=rows) or []
     )
     for share in (0, 0.25, 1):
         sft.main(
@@ -320,7 +319,7 @@ def test_safety_rows_can_be_taken_out_by_share(tmp_path, monkeypatch):
             ]
         )
         safe = sum(not row["is_safety"] for row in rows)
-        assert sum(not row["is_safety"] for row in kept["rows"]) == safe
+        assert sum(not dialog.is_safety for dialog in kept["rows"]) == safe
         assert len(kept["rows"]) - safe == pytest.approx(share * (400 - safe), abs=0.03 * 400)
 
 

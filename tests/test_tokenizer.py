@@ -17,7 +17,7 @@ from data.tokenizer_json import write_tokenizer_json
 from data.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, fields, llama_vocabulary
 
 ROOT = Path(__file__).parent.parent
-TOY = ROOT / "data" / "toy.tiktoken"
+TOY = ROOT / "data" / "world" / "toy.tiktoken"
 ODD = [
     "\0",
     "\n",

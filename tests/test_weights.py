@@ -30,7 +30,7 @@ from runtime.weights import (
 )
 
 ROOT = Path(__file__).parent.parent
-TOY = Tokenizer(ROOT / "data" / "toy.tiktoken")
+TOY = Tokenizer(ROOT / "data" / "world" / "toy.tiktoken")
 # may be larger than the tokenizer's, as in many checkpoints on the hub
 VOCAB = -(-TOY.vocab_size // 8) * 8
 MHA = ModelArgs(dim=64, n_layers=2, n_heads=8, vocab_size=VOCAB, multiple_of=32, max_seq_len=64)

@@ -16,7 +16,19 @@ import ppo
 import rejection_sampling
 import reward
 import sft
-from data import plan_steps, read_jsonl, read_prompts, read_sft, world, write_jsonl
+from data import (
+    Answer,
+    Dialog,
+    Pair,
+    Prompt,
+    plan_steps,
+    read_jsonl,
+    read_preferences,
+    read_prompts,
+    read_sft,
+    world,
+    write_records,
+)
 from data.chat import encode_dialog, encode_turn
 from reward import AXES, RewardModel, pick_prompts
 from tests.helpers import (
@@ -45,23 +57,30 @@ def silent(*args, **options) -> dict:
     return {}
 
 
-def pair(name: str) -> dict:
+def an_answer(index: int, sample: int, text: str, **changes) -> Answer:
+    """An answer that ends, with the ids of its text."""
+    ids = toy_tokenizer().encode(text, eos=True)
+    answer = Answer(index, sample, text, ids, -1.0, 1.0, "eos", has_tag=False)
+    return replace(answer, **changes)
+
+
+def a_pair(name: str) -> Pair:
     """A preference that can be told by its prompt."""
-    return {"prompt": [user(name)], "chosen": "Yes.", "rejected": "No.", "rating": "better"}
+    return Pair(Prompt([user(name)]), "Yes.", "No.", rating="better")
 
 
-def names(rows: list[dict]) -> list[str]:
-    """What `pair` was told, of each row."""
-    return [row["prompt"][0]["content"] for row in rows]
+def names(pairs: list[Pair]) -> list[str]:
+    """What `a_pair` was told, of each pair."""
+    return [pair.prompt.question for pair in pairs]
 
 
 @functools.cache
-def train_prompts() -> list[dict]:
+def train_prompts() -> list[Prompt]:
     return read_prompts(world.ensure() / "prompts-train.jsonl")
 
 
 @functools.cache
-def dev_prompts() -> list[dict]:
+def dev_prompts() -> list[Prompt]:
     return read_prompts(world.ensure() / "prompts-dev.jsonl")
 
 
@@ -71,7 +90,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def judged(folder: Path, *axes: str) -> Path:
+def with_reward_models(folder: Path, *axes: str) -> Path:
     """The folder with these reward models in it, empty."""
     for axis in axes:
         (made(folder / f"reward-{axis}") / "reward_head.pth").touch()
@@ -106,17 +125,18 @@ class Rounds:
 
     def __init__(self, patch: pytest.MonkeyPatch, out: Path):
         self.out, self.collected, self.refreshed, self.trained = out, [], [], []
-        self.shifted, self.judges, self.sampled, self.scored, self.tuned = [], [], [], [], []
+        self.shifted, self.reward_models, self.sampled = [], [], []
+        self.scored, self.tuned = [], []
         stand_ins = {
             "load_model": lambda folder, device: (Model(folder), toy_tokenizer()),
             "load_reward_model": lambda folder, device: (Model(folder), toy_tokenizer()),
             "collect_preferences": self.collect,
             "report": self.report,
             "train_reward_model": self.train,
-            "set_shift": lambda model, tokenizer, rows: self.shifted.append((model, rows)),
+            "set_shift": lambda model, tokenizer, pairs: self.shifted.append((model, pairs)),
             "save_reward_model": lambda folder, *rest: (made(folder) / "reward_head.pth").touch(),
             "save_model": silent,
-            "Judges": self.judge,
+            "RewardModels": self.load_reward_models,
             "sample_answers": self.sample,
             "finetune": self.tune,
             "show_answers": silent,
@@ -130,45 +150,42 @@ class Rounds:
         return Path(folder).relative_to(self.out).as_posix()
 
     def collect(self, policies, tokenizer, prompts, axis, **options):
-        found = [self.short(policy.folder) for policy in policies]
-        self.collected.append(options | dict(policies=found, prompts=prompts, axis=axis))
-        return [pair(f"{options['key'][-1]} {axis} {i}") for i in range(FRESH[axis])]
+        folders = [self.short(policy.folder) for policy in policies]
+        self.collected.append(options | dict(policies=folders, prompts=prompts, axis=axis))
+        return [a_pair(f"{options['key'][-1]} {axis} {i}") for i in range(FRESH[axis])]
 
-    def report(self, model, tokenizer, rows, axis, which):
-        self.refreshed.append((self.short(model.folder), names(rows)))
+    def report(self, model, tokenizer, pairs, axis, which):
+        self.refreshed.append((self.short(model.folder), names(pairs)))
         return {}
 
-    def train(self, model, tokenizer, rows, **options):
-        self.trained.append(options | dict(start=self.short(model.folder), names=names(rows)))
+    def train(self, model, tokenizer, pairs, **options):
+        self.trained.append(options | dict(start=self.short(model.folder), names=names(pairs)))
 
-    def judge(self, folders, device):
-        found = {axis: self.short(folder) for axis, folder in folders.items()}
-        self.judges.append(found)
+    def load_reward_models(self, folders, device):
+        loaded = {axis: self.short(folder) for axis, folder in folders.items()}
+        self.reward_models.append(loaded)
 
-        def rewards(prompts, rows):
-            self.scored.append((found, {row["version"] for row in rows}))
-            for row in rows:
-                own = row["index"] % 6 == int(row["version"][-1])
-                row |= dict.fromkeys((*AXES, "reward"), own + (row["temperature"] == 0.75) / 2)
-            return torch.tensor([row["reward"] for row in rows])
+        def score(prompts, answers):
+            self.scored.append((loaded, {answer.version for answer in answers}))
+            scored = []
+            for answer in answers:
+                is_of_its_round = answer.index % 6 == int(answer.version[-1])
+                reward = is_of_its_round + (answer.temperature == 0.75) / 2
+                scores = dict.fromkeys((*AXES, "reward"), reward)
+                scored.append(replace(answer, **scores))
+            return scored
 
-        return SimpleNamespace(rewards=rewards)
+        return SimpleNamespace(score=score)
 
     def sample(self, model, tokenizer, prompts, *, finish, path, desc="", **options):
         self.sampled.append(options | dict(model=self.short(model.folder), prompts=prompts))
         text = f"By {model.folder.name}."
-        row = {
-            "answer": text,
-            "answer_ids": tokenizer.encode(text, eos=True),
-            "logprob": -1.0,
-            "temperature": options["temperature"],
-            "finish_reason": "eos",
-            "has_tag": False,
-        }
-        numbers = [(i, k) for i in range(len(prompts)) for k in range(options["samples"])]
-        rows = [row | {"index": i, "sample": k} for i, k in numbers]
-        finish(rows)
-        return rows
+        temperature = options["temperature"]
+        answers = []
+        for i in range(len(prompts)):
+            for k in range(options["samples"]):
+                answers.append(an_answer(i, k, text, temperature=temperature))
+        return finish(answers)
 
     def tune(self, model, dialogs, **options):
         self.tuned.append(options | dict(start=self.short(model.folder), dialogs=dialogs))
@@ -207,7 +224,7 @@ POLICIES = {
     5: ("rlhf-v4-ppo", "rlhf-v4"),
 }
 # version: where the reward model stood before, for helpfulness and for safety
-JUDGES = {
+REWARD_MODELS = {
     1: ("reward-helpfulness", "start/reward-safety"),  # start has none of helpfulness
     2: ("rlhf-v1/reward-helpfulness", "rlhf-v1/reward-safety"),
     3: ("rlhf-v2/reward-helpfulness", "rlhf-v2/reward-safety"),
@@ -234,7 +251,7 @@ def collection(folder: str, axis: str) -> list[str]:
 
 def write_pairs(path: Path, folder: str, axis: str) -> None:
     made(path.parent)
-    write_jsonl(path, [pair(name) for name in collection(folder, axis)])
+    write_records(path, [a_pair(name) for name in collection(folder, axis)])
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +264,9 @@ def rounds(tmp_path_factory) -> Rounds:
         write_pairs(out / f"reward-{axis}" / "pairs.jsonl", "first", axis)
         write_pairs(out / "start" / f"pairs-{axis}.jsonl", "start", axis)
         write_pairs(out / "rlhf-v4-ppo" / f"pairs-{axis}.jsonl", "rlhf-v4-ppo", axis)
-    judged(out / "start", "safety")
-    judged(out / "rlhf-v4-ppo", *AXES)
-    mix = write_lines(out / "mix.jsonl", [{"messages": MIXED}])
+    with_reward_models(out / "start", "safety")
+    with_reward_models(out / "rlhf-v4-ppo", *AXES)
+    mix = write_lines(out / "mix.jsonl", [Dialog(MIXED)])
     argv = [*TINY, "--out", out, *words(ROUND)]
     with pytest.MonkeyPatch.context() as patch:
         found = Rounds(patch, out)
@@ -266,7 +283,7 @@ def of_axis(calls: list, version: int, axis: str):
     return calls[2 * (version - 1) + AXES.index(axis)]
 
 
-def new_judges(version: int) -> dict[str, str]:
+def new_reward_models(version: int) -> dict[str, str]:
     """The reward models that a round made."""
     return {axis: f"rlhf-v{version}/reward-{axis}" for axis in AXES}
 
@@ -292,12 +309,12 @@ def test_rounds_collect_preferences(rounds, version, axis):
 @BOTH
 def test_rounds_refresh_the_newest_reward_models(rounds, version, axis):
     """Each refresh goes on from the last one. It is measured on fresh pairs before."""
-    before = JUDGES[version][AXES.index(axis)]
+    before = REWARD_MODELS[version][AXES.index(axis)]
     fresh = collection(f"rlhf-v{version}", axis)
     assert of_axis(rounds.trained, version, axis)["start"] == before
     assert of_axis(rounds.refreshed, version, axis) == (before, fresh)
-    kept = read_jsonl(rounds.out / f"rlhf-v{version}" / f"pairs-{axis}.jsonl")
-    assert names([row for _, row in kept]) == fresh
+    kept = read_preferences(rounds.out / f"rlhf-v{version}" / f"pairs-{axis}.jsonl")
+    assert names(kept) == fresh
 
 
 @EACH
@@ -315,7 +332,7 @@ def test_rounds_replay_no_more_than_there_is(monkeypatch, tmp_path):
     found = Rounds(monkeypatch, tmp_path)
     first = {axis: made(tmp_path / f"reward-{axis}") for axis in AXES}
     for folder in first.values():
-        write_jsonl(folder / "pairs.jsonl", [pair("a"), pair("b")])
+        write_records(folder / "pairs.jsonl", [a_pair("a"), a_pair("b")])
     rejection_sampling.refresh_reward_models(
         [Model(tmp_path / "sft")],
         toy_tokenizer(),
@@ -358,15 +375,15 @@ def test_rounds_train_reward_models(rounds, version, axis):
 def test_rounds_set_the_zero_of_helpfulness(rounds, version):
     """By the very first pairs, each time."""
     assert len(rounds.shifted) == 5
-    model, rows = rounds.shifted[version - 1]
-    assert rounds.short(model.folder) == JUDGES[version][0]
-    assert names(rows) == collection("first", "helpfulness")
+    model, pairs = rounds.shifted[version - 1]
+    assert rounds.short(model.folder) == REWARD_MODELS[version][0]
+    assert names(pairs) == collection("first", "helpfulness")
 
 
 @EACH
 def test_rounds_judge_by_the_refreshed_models(rounds, version):
-    assert len(rounds.judges) == 5
-    assert rounds.judges[version - 1] == new_judges(version)
+    assert len(rounds.reward_models) == 5
+    assert rounds.reward_models[version - 1] == new_reward_models(version)
 
 
 @EACH
@@ -405,19 +422,18 @@ def test_rounds_pool(rounds, version):
     rows = [row for _, row in read_jsonl(file)] if pool else []
     assert {row["version"] for row in rows} == pool
     assert len(rows) == 24 * len(pool)
-    assert not pool or (new_judges(version), pool) in rounds.scored
+    assert not pool or (new_reward_models(version), pool) in rounds.scored
 
 
 @EACH
 def test_rounds_keep_the_best_of_all(rounds, version):
     """The prompts that an earlier round answers best keep that answer."""
-    file = rounds.out / f"rlhf-v{version}" / "best.jsonl"
-    best = [row for _, row in read_jsonl(file)]
+    best = read_sft(rounds.out / f"rlhf-v{version}" / "best.jsonl")
     assert len(best) == 12
-    for i, row in enumerate(best):
+    for i, dialog in enumerate(best):
         owner = i % 6 if 1 <= i % 6 <= version else 1
-        assert row["version"] == f"rlhf-v{owner}"
-        assert row["messages"][-1] == assistant(f"By {POLICIES[owner][0]}.")
+        assert dialog.about["version"] == f"rlhf-v{owner}"
+        assert dialog.messages[-1] == assistant(f"By {POLICIES[owner][0]}.")
 
 
 @EACH
@@ -427,8 +443,9 @@ def test_rounds_finetune(rounds, version):
     found = dict(rounds.tuned[version - 1])
     tokenizer = toy_tokenizer()
     best = read_sft(rounds.out / f"rlhf-v{version}" / "best.jsonl")
-    mixed = [encode_dialog(tokenizer, MIXED)] * (version == 4)
-    expected = sft.encode_rows(tokenizer, best, 2048) + mixed
+    expected = sft.encode_dialogs(tokenizer, best, 2048)
+    if version == 4:
+        expected.append(encode_dialog(tokenizer, MIXED))
     assert len(best) == 12
     assert [dialog.ids for dialog in found.pop("dialogs")] == [dialog.ids for dialog in expected]
     assert found == {
@@ -498,14 +515,14 @@ def test_finetune(optimised, tmp_path):
 
 def test_train_reward_model(optimised, tmp_path):
     tokenizer, model = toy_tokenizer(), RewardModel(tiny_model())
-    rows = [pair("Hi" * n) for n in range(1, 20)]
-    pairs = reward.encode_pairs(tokenizer, rows, 256)
+    pairs = [a_pair("Hi" * n) for n in range(1, 20)]
+    encoded = reward.encode_pairs(tokenizer, pairs, 256)
     rest = {"margin": "large", "auxiliary_weight": 1.0, "dtype": torch.bfloat16}
     where = {"folder": tmp_path, "phase": "mine"}
-    reward.train_reward_model(model, tokenizer, rows, **where, **TRAINING, **rest)
+    reward.train_reward_model(model, tokenizer, pairs, **where, **TRAINING, **rest)
     assert optimised == where | {
         "model": model,
-        "plan": plan_of([2 * max(map(len, pair)) for pair in pairs]),
+        "plan": plan_of([2 * max(map(len, both)) for both in encoded]),
         "learning_rate": 0.5,
         "weight_decay": 0.25,
         "warmup_fraction": 0.03,
@@ -538,9 +555,9 @@ def tuned_by_sft(monkeypatch, out: Path, **settings) -> dict:
     for name in ("show_answers", "save_model"):
         monkeypatch.setattr(sft, name, silent)
     monkeypatch.setattr(sft, "finetune", finetune)
-    row = {"messages": [user("Hi"), assistant("Hello!")]}
-    rows = write_lines(out / "rows.jsonl", [row] * 5)
-    files = ["--out", out, "--data", rows, "--dev-data", "none"]
+    dialog = Dialog([user("Hi"), assistant("Hello!")])
+    data = write_lines(out / "dialogs.jsonl", [dialog] * 5)
+    files = ["--out", out, "--data", data, "--dev-data", "none"]
     run_quietly(sft.main, *TINY, *files, *words(settings))
     return given
 
@@ -625,13 +642,13 @@ class Rewards:
     def collect(self, policies, tokenizer, prompts, axis, **options):
         self.collected.append(options | dict(prompts=prompts, axis=axis, policies=len(policies)))
         torch.rand(1)  # as if it had sampled
-        return [pair(f"{options['key'][-1]} {axis} {i}") for i in range(FRESH[axis])]
+        return [a_pair(f"{options['key'][-1]} {axis} {i}") for i in range(FRESH[axis])]
 
-    def train(self, model, tokenizer, rows, **options):
-        self.trained.append(options | dict(model=model, names=names(rows)))
+    def train(self, model, tokenizer, pairs, **options):
+        self.trained.append(options | dict(model=model, names=names(pairs)))
 
-    def set_shift(self, model, tokenizer, rows):
-        self.shifted.append(names(rows))
+    def set_shift(self, model, tokenizer, pairs):
+        self.shifted.append(names(pairs))
 
     def run(self, **settings) -> "Rewards":
         made(self.out)
@@ -649,7 +666,7 @@ def test_reward_passes_its_settings_on(monkeypatch, tmp_path):
     for axis, given in zip(AXES, found.trained, strict=True):
         model = given.pop("model")
         assert equal(model.body.state_dict(), tiny_model(7).state_dict())
-        assert model.end_of_prompt is None
+        assert model.logprob_head is None
         assert given == TRAINING | {
             "margin": "large",
             "auxiliary_weight": 0.75 if axis == "safety" else 0.0,
@@ -685,7 +702,8 @@ def test_reward_collects(monkeypatch, tmp_path, annotator):
 def test_reward_passes_the_head_on(monkeypatch, tmp_path):
     found = Rewards(monkeypatch, tmp_path).run(init=made(tmp_path / "start"), head="logprobs")
     expected = reward.end_of_prompt(toy_tokenizer())
-    assert [given["model"].end_of_prompt for given in found.trained] == [expected] * 2
+    heads = [given["model"].logprob_head for given in found.trained]
+    assert [head.end_of_prompt for head in heads] == [expected] * 2
 
 
 def test_reward_draws_its_heads_by_the_seed(monkeypatch, tmp_path):
@@ -702,7 +720,7 @@ def test_reward_draws_its_heads_by_the_seed(monkeypatch, tmp_path):
 
 def test_reward_from_scratch_draws_its_weights_by_the_seed(monkeypatch, tmp_path):
     """--init none. Each fold starts from the very same weights."""
-    file = write_lines(tmp_path / "pairs.jsonl", [pair(f"n {i}") for i in range(5)])
+    file = write_lines(tmp_path / "pairs.jsonl", [a_pair(f"n {i}") for i in range(5)])
     found = Rewards(monkeypatch, tmp_path).run(init="none", data=file, folds=0, seed=4)
     [given] = found.trained
     assert equal(given["model"].body.state_dict(), random_weights(4))
@@ -714,8 +732,7 @@ def test_collect_preferences(monkeypatch, tmp_path):
 
     def sample_answers(model, tokenizer, prompts, **options):
         calls.append(options | dict(model=model, prompts=prompts))
-        row = {"answer": "Yes.", "finish_reason": "length", "has_tag": False}
-        return [row] * len(prompts)
+        return [an_answer(0, 0, "Yes.", finish_reason="length")] * len(prompts)
 
     monkeypatch.setattr(reward, "sample_answers", sample_answers)
     prompts = toy_prompts(3)
@@ -757,28 +774,28 @@ GATT = TRAINING | {
 @pytest.fixture
 def ghosts(monkeypatch, tmp_path) -> SimpleNamespace:
     """gatt.main on three rounds' reward models, without what computes."""
-    found = SimpleNamespace(loaded=[], judges=[], sampled=[], tuned=[])
+    found = SimpleNamespace(loaded=[], reward_models=[], sampled=[], tuned=[])
 
     def load_model(folder, device):
         found.loaded.append(folder)
         return Model(folder), toy_tokenizer()
 
-    def judge(folders, device):
-        found.judges.append(folders)
-        return SimpleNamespace(rewards=lambda prompts, rows: torch.zeros(len(rows)))
+    def load_reward_models(folders, device):
+        found.reward_models.append(folders)
+        return SimpleNamespace(
+            scores=lambda prompts, answers: {"reward": torch.zeros(len(answers))}
+        )
 
-    def sample_answers(model, tokenizer, prompts, *, samples=1, finish=silent, **options):
+    def sample_answers(model, tokenizer, prompts, *, samples=1, finish=list, **options):
         del options["desc"]
         given = dict(model=model.folder, samples=samples, count=len(prompts))
         found.sampled.append(options | given)
-        rows = []
+        answers = []
         for i, prompt in enumerate(prompts):
-            ids = encode_turn(tokenizer, prompt["prompt"][-1]["content"], "Yes.")[1]
-            row = {"index": i, "answer": "Yes.", "answer_ids": ids}
-            row |= {"finish_reason": "eos", "has_tag": False}
-            rows += [row | {"sample": k} for k in range(samples)]
-        finish(rows)
-        return rows
+            _, ids = encode_turn(tokenizer, prompt.question, "Yes.")
+            for k in range(samples):
+                answers.append(Answer(i, k, "Yes.", ids, -1.0, 1.0, "eos", has_tag=False))
+        return finish(answers)
 
     def finetune(model, dialogs, **options):
         found.tuned.append(options | dict(model=model.folder, count=len(dialogs)))
@@ -787,11 +804,11 @@ def ghosts(monkeypatch, tmp_path) -> SimpleNamespace:
     for name in ("save_model", "show_answers", *measures):
         monkeypatch.setattr(gatt, name, silent)
     monkeypatch.setattr(gatt, "load_model", load_model)
-    monkeypatch.setattr(gatt, "Judges", judge)
+    monkeypatch.setattr(gatt, "RewardModels", load_reward_models)
     monkeypatch.setattr(gatt, "sample_answers", sample_answers)
     monkeypatch.setattr(gatt, "finetune", finetune)
     for folder in ("rlhf-v2", "rlhf-v3", "rlhf-v4"):
-        judged(finished(tmp_path / folder), *AXES)
+        with_reward_models(finished(tmp_path / folder), *AXES)
     run_quietly(gatt.main, *TINY, "--out", tmp_path, *words(GATT))
     return found
 
@@ -800,7 +817,7 @@ def test_gatt_passes_its_settings_on(ghosts, tmp_path):
     """V3 answers, is judged by its own reward models, and is tuned."""
     start = tmp_path / "rlhf-v3"
     assert ghosts.loaded == [start]
-    assert ghosts.judges == [{axis: start / f"reward-{axis}" for axis in AXES}]
+    assert ghosts.reward_models == [{axis: start / f"reward-{axis}" for axis in AXES}]
     assert ghosts.tuned == [
         TRAINING | {
             "model": start,
@@ -855,15 +872,15 @@ class Policies:
     """ppo.main without what computes, on V4 behind two finished rounds."""
 
     def __init__(self, monkeypatch, out: Path, **settings):
-        self.out, self.refreshes, self.judges, self.adamw = out, [], [], []
+        self.out, self.refreshes, self.reward_models, self.adamw = out, [], [], []
         self.rollouts, self.looks, self.steps = [], [], []
         for name in ("rlhf-v1", "rlhf-v3", "rlhf-v4"):
-            judged(finished(out / name), *AXES)
-        judged(made(out / "rlhf-v2"), *AXES)  # begun, not finished
+            with_reward_models(finished(out / name), *AXES)
+        with_reward_models(made(out / "rlhf-v2"), *AXES)  # begun, not finished
         self.fresh = {axis: out / "rlhf-v4-ppo" / f"reward-{axis}" for axis in AXES}
         stand_ins = {
             "load_model": self.load,
-            "Judges": self.judge,
+            "RewardModels": self.load_reward_models,
             "refresh_reward_models": self.refresh,
             "adamw": self.optimiser,
             "rollout": self.rollout,
@@ -883,14 +900,14 @@ class Policies:
         model.folder = Path(folder)
         return model, toy_tokenizer()
 
-    def judge(self, folders, device):
-        self.judges.append(dict(folders))
+    def load_reward_models(self, folders, device):
+        self.reward_models.append(dict(folders))
         models = {"helpfulness": RewardModel(tiny_model())}
         return SimpleNamespace(tokenizer=toy_tokenizer(), models=models)
 
-    def refresh(self, policies, tokenizer, prompts, current, s, **options):
-        policies = [policy.folder for policy in policies]
-        given = dict(policies=policies, prompts=prompts, current=current, s=s)
+    def refresh(self, policies, tokenizer, prompts, current, settings, **options):
+        folders = [policy.folder for policy in policies]
+        given = dict(policies=folders, prompts=prompts, current=current, settings=settings)
         self.refreshes.append(options | given)
         return self.fresh, {}
 
@@ -898,16 +915,17 @@ class Policies:
         self.adamw.append((model, learning_rate, weight_decay))
         return torch.optim.SGD(model.parameters(), lr=learning_rate)
 
-    def rollout(self, policy, reference, critic, judges, prompts, key, s, dtype):
-        self.rollouts.append((policy.folder, reference.folder, critic, key, s, dtype))
-        return SimpleNamespace(rows=[{}] * len(prompts), scores=torch.zeros(len(prompts)))
+    def rollout(self, policy, reference, critic, reward_models, prompts, key, settings, dtype):
+        self.rollouts.append((policy.folder, reference.folder, critic, key, settings, dtype))
+        answers = [an_answer(i, 0, "Yes.") for i in range(len(prompts))]
+        return SimpleNamespace(answers=answers, scores=torch.zeros(len(prompts)))
 
-    def held_out(self, policy, reference, judges, prompts, s):
+    def held_out(self, policy, reference, reward_models, prompts, settings):
         self.looks.append(prompts)
         return {"reward": 0.0, "spread": 1.0, "kl": 0.5, "length": 3.0}
 
-    def step(self, policy, critic, used, batch, picked, s, dtype):
-        self.steps.append((s, dtype))
+    def step(self, policy, critic, optimizers, batch, picked, settings, dtype):
+        self.steps.append((settings, dtype))
         return {"value_loss": 0.0, "policy_loss": 0.0}
 
 
@@ -920,7 +938,7 @@ def test_ppo_refreshes(policies, tmp_path):
     """V4's own reward models, on its answers to training prompts, as before every round."""
     start = tmp_path / "rlhf-v4"
     [found] = policies.refreshes
-    found_settings = found.pop("s")
+    found_settings = found.pop("settings")
     assert found == {
         "policies": [start],
         "prompts": train_prompts()[:9],
@@ -945,7 +963,7 @@ def test_ppo_refreshes(policies, tmp_path):
 
 
 def test_ppo_judges_by_the_refreshed_models(policies):
-    assert policies.judges[-1] == policies.fresh
+    assert policies.reward_models[-1] == policies.fresh
 
 
 @pytest.mark.parametrize(
@@ -969,8 +987,8 @@ def test_ppo_passes_its_settings_on(policies, tmp_path):
     assert [found[3] for found in policies.rollouts] == [(4, "ppo", 0), (4, "ppo", 1)]
     assert policies.looks == [dev_prompts()] * 2
     expected = {name: value for name, value in PPO.items() if name != "dtype"}
-    for s, dtype in [found[4:] for found in policies.rollouts] + policies.steps:
-        assert {name: getattr(s, name) for name in expected} == expected
+    for settings, dtype in [found[4:] for found in policies.rollouts] + policies.steps:
+        assert {name: getattr(settings, name) for name in expected} == expected
         assert dtype == torch.bfloat16
 
 
@@ -979,18 +997,17 @@ def test_held_out_passes_its_settings_on(monkeypatch):
 
     def sample_answers(model, tokenizer, prompts, **options):
         calls.append(options | dict(model=model, prompts=prompts))
-        rows = [{"index": i, "answer_ids": [5, 2], "logprob": -1.0} for i in range(len(prompts))]
-        return [row | dict.fromkeys(AXES, 0.5) for row in rows]
+        return [an_answer(i, 0, "Yes.") for i in range(len(prompts))]
+
+    def scores(prompts, answers):
+        return {name: torch.zeros(len(answers)) for name in (*AXES, "reward")}
 
     monkeypatch.setattr(ppo, "sample_answers", sample_answers)
+    monkeypatch.setattr(ppo, "HELD_OUT_SAMPLES", 3)
     policy, prompts = tiny_model(1), toy_prompts(3)
-
-    def rewards(prompts, rows):
-        return torch.zeros(len(rows))
-
-    judges = SimpleNamespace(tokenizer=toy_tokenizer(), rewards=rewards)
-    s = ppo.Settings(seed=4, held_out_samples=3, max_new_tokens=33)
-    ppo.held_out(policy, tiny_model(2), judges, prompts, s)
+    reward_models = SimpleNamespace(tokenizer=toy_tokenizer(), scores=scores)
+    settings = ppo.Settings(seed=4, max_new_tokens=33)
+    ppo.held_out(policy, tiny_model(2), reward_models, prompts, settings)
     assert calls == [
         {
             "model": policy,

@@ -11,6 +11,7 @@ import gatt
 import model as llama
 import ppo
 import sft
+from data import Answer, Dialog
 from data.batches import plan_steps
 from model import ModelArgs, Transformer, generate
 from ppo import Critic, Rollout, answer_logprobs, ppo_step
@@ -184,8 +185,8 @@ def test_sft_main(tmp_path, monkeypatch):
         nudge(model)
 
     monkeypatch.setattr(sft, "finetune", finetune)
-    row = {"messages": [user("Hi"), assistant("Hello!")]}
-    rows = write_lines(tmp_path / "rows.jsonl", [row] * 5)
+    dialog = Dialog([user("Hi"), assistant("Hello!")])
+    data = write_lines(tmp_path / "dialogs.jsonl", [dialog] * 5)
     wanted = {
         "epochs": 3,
         "batch_tokens": 77,
@@ -196,7 +197,7 @@ def test_sft_main(tmp_path, monkeypatch):
         "seed": 4,
     }
     options = [word for key, x in wanted.items() for word in ("--" + key.replace("_", "-"), x)]
-    where = ["--out", tmp_path, "--data", rows, "--dev-data", "none"]
+    where = ["--out", tmp_path, "--data", data, "--dev-data", "none"]
     run_quietly(sft.main, *TINY, *where, "--dtype", "bfloat16", *options)
     assert {name: given[name] for name in wanted} == wanted
     assert given["dtype"] == torch.bfloat16
@@ -215,13 +216,14 @@ def test_sft_main(tmp_path, monkeypatch):
 def test_resample_earlier_takes_the_share(tmp_path, monkeypatch, share):
     """So many of the earlier answers are sampled again, not the others."""
     turn = [user("Name two birds."), assistant("Owl.")]
-    row = {"instruction": "Obey.", "constraints": [{"long": "Obey."}], "is_safety": False}
-    dialogs = [row | {"messages": [*turn * 10, user("Spell cat.")]} for _ in range(60)]
+    messages = [*turn * 10, user("Spell cat.")]
+    dialogs = [gatt.GhostDialog(messages, "Obey.", [{"long": "Obey."}])] * 60
     asked = []
 
     def sample_answers(model, tokenizer, prompts, **options):
         asked.extend(prompts)
-        return [{"finish_reason": "length"} for _ in prompts]
+        cut = Answer(0, 0, "", [], 0.0, 1.0, finish_reason="length", has_tag=False)
+        return [cut for _ in prompts]
 
     monkeypatch.setattr(gatt, "sample_answers", sample_answers)
     gatt.resample_earlier(None, toy_tokenizer(), dialogs, gatt.Settings(resampled=share), tmp_path)
@@ -281,11 +283,13 @@ class Wires:
         monkeypatch.setattr(ppo, "describe", lambda batch, prompts: {"reward": 0.0, "kl": 0.0})
         monkeypatch.setattr(ppo, "show_answers", lambda *args: None)
 
-    def rollout(self, policy, reference, critic, judges, prompts, key, s, dtype):
+    def rollout(self, policy, reference, critic, reward_models, prompts, key, settings, dtype):
         self.rollouts.append(SimpleNamespace(policy=policy, reference=reference, dtype=dtype))
-        return SimpleNamespace(rows=[{}] * len(prompts), scores=torch.zeros(len(prompts)))
+        answer = Answer(0, 0, "Yes.", [5, 2], -1.0, 1.0, "eos", has_tag=False)
+        answers = [answer] * len(prompts)
+        return SimpleNamespace(answers=answers, scores=torch.zeros(len(prompts)))
 
-    def ppo_step(self, policy, critic, used, batch, picked, s, dtype):
+    def ppo_step(self, policy, critic, used, batch, picked, settings, dtype):
         if len(self.steps) == self.die_at:
             raise Kill
         kinds = {weight.dtype for model in (policy, critic) for weight in model.parameters()}
@@ -307,15 +311,16 @@ class Wires:
         critic.head.bias.data += 1
         return {"value_loss": 0.0, "policy_loss": 0.0}
 
-    def held_out(self, policy, reference, judges, prompts, s):
+    def held_out(self, policy, reference, reward_models, prompts, settings):
         self.looks.append((policy, reference, reference.norm.weight.clone()))
         reward = policy.norm.weight[0].item()  # each step makes it better
         return {"reward": reward, "spread": 1.0, "kl": 0.5, "length": 3.0}
 
 
 @pytest.fixture
-def ppo_argv(tmp_path) -> list:
-    """Argv of a PPO run on a random model and random reward models."""
+def ppo_argv(tmp_path, monkeypatch) -> list:
+    """Argv of a PPO run on a random model and random reward models, saved each iteration."""
+    monkeypatch.setattr(ppo, "SAVE_EVERY", 1)
     save_model(tmp_path / "start", tiny_model(1), toy_tokenizer())
     for axis in AXES:
         save_reward_model(tmp_path / f"reward-{axis}", RewardModel(tiny_model(2)), toy_tokenizer())
@@ -323,7 +328,7 @@ def ppo_argv(tmp_path) -> list:
     where = ["--out", tmp_path, "--init", tmp_path / "start", "--prompts", prompts]
     once = ["--annotator", "none", "--value-init", "policy", "--patience", 9]
     sizes = ["--batch", 10, "--mini-batch", 4, "--max-new-tokens", 8]
-    times = ["--iterations", 3, "--value-warmup", 1, "--evaluate-every", 1, "--save-every", 1]
+    times = ["--iterations", 3, "--value-warmup", 1, "--evaluate-every", 1]
     return [*TINY, *where, *once, *sizes, *times]
 
 

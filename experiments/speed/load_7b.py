@@ -1,7 +1,7 @@
 """How long does a checkpoint of Llama 2 7B's size take to load, and how much memory? Random
 weights, bfloat16, 13.5 GB.
 
-    python experiments/speed/load_7b.py FOLDER    # FOLDER must be new; it is deleted at the end
+    python -m experiments.speed.load_7b FOLDER    # FOLDER must be new; it is deleted at the end
 
 Making the file and loading it are processes of their own. The file is dropped from the page cache
 before `cat` and before the loader, so both read the disk. Peak memory is VmHWM, reset just before
@@ -20,18 +20,17 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from data.tokenizer import Tokenizer  # noqa: E402
-from model import PRESETS, Transformer, generate  # noqa: E402
-from runtime.weights import load_model, save_model  # noqa: E402
+from data import Tokenizer, world
+from model import PRESETS, Transformer, generate
+from runtime import load_model, save_model
 
 
 def status(name: str) -> int:
     """A line of /proc/self/status, in bytes."""
-    return next(
-        int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name)
-    )
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {name}")
 
 
 def make(folder: Path, n_layers: int) -> None:
@@ -42,7 +41,7 @@ def make(folder: Path, n_layers: int) -> None:
     with torch.device("meta"):
         model = Transformer(args).to(torch.bfloat16)
     model.to_empty(device="cpu").init_weights(0)
-    save_model(folder, model, Tokenizer(ROOT / "data" / "toy.tiktoken"))
+    save_model(folder, model, Tokenizer(world.TOKENIZER))
 
 
 def load(folder: Path) -> None:
@@ -52,7 +51,8 @@ def load(folder: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     start = time.perf_counter()
     model, _ = load_model(folder, dtype=torch.bfloat16)
-    seconds, peak = time.perf_counter() - start, status("VmHWM") - before
+    seconds = time.perf_counter() - start
+    peak = status("VmHWM") - before
     size = sum(weight.nbytes for weight in model.parameters())
     print(
         f"load_model: {seconds:.1f} s, peak {peak / 1e9:.2f} GB = {peak / size:.3f} of the model's"
@@ -80,23 +80,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="fewer for a try (default: 32)")
     parser.add_argument("--step", choices=("make", "load"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.step:
-        (
-            make(arguments.folder, arguments.layers)
-            if arguments.step == "make"
-            else load(arguments.folder)
-        )
-        return
+    if arguments.step == "make":
+        return make(arguments.folder, arguments.layers)
+    if arguments.step == "load":
+        return load(arguments.folder)
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} exists already")
-    again = [
-        sys.executable,
-        __file__,
-        str(arguments.folder),
-        "--layers",
-        str(arguments.layers),
-        "--step",
-    ]
+    again = [sys.executable, "-m", "experiments.speed.load_7b", str(arguments.folder)]
+    again += ["--layers", str(arguments.layers), "--step"]
     path = arguments.folder / "consolidated.00.pth"
     try:
         subprocess.run([*again, "make"], check=True)

@@ -161,8 +161,8 @@ BUGS = [
     Bug(
         "PPO on stale reward models",
         "ppo:main",
-        "judges = Judges(judge_folders, device)",
-        "judges = Judges(inputs.judges, device)",
+        "reward_models = RewardModels(reward_folders, stage.device)",
+        "reward_models = RewardModels(inputs.reward_folders, stage.device)",
         "test_ppo::test_main_keeps_the_best",
     ),
     Bug(
@@ -196,17 +196,17 @@ BUGS = [
     Bug(
         "rollouts at another temperature",
         "ppo:_sample",
-        "settings.max_new_tokens, 1.0,",
-        "settings.max_new_tokens, 0.8,",
+        "max_new_tokens=settings.max_new_tokens",
+        "max_new_tokens=settings.max_new_tokens, temperature=0.8",
         "test_ppo::test_rollout_samples_as_the_model_is",
     ),
     Bug(
         "rollouts: ids encoded again from text",
         "ppo:_sample",
-        "return [answers[i] for i in range(len(encoded))]",
-        "return [type(x)(y, (x.logprobs * 9)[:len(y)], x.finish_reason) for x in map(answers.get,"
-        " range(len(encoded))) for y in [tokenizer.encode(tokenizer.decode(x.ids)) +"
-        " [tokenizer.eos_id]]]",
+        "return sample_planned(",
+        "return (lambda *args, **options: [type(x)(y, (x.logprobs * 9)[:len(y)], x.finish_reason)"
+        " for x in sample_planned(*args, **options)"
+        " for y in [tokenizer.encode(tokenizer.decode(x.ids)) + [tokenizer.eos_id]]])(",
         "test_ppo::test_rollout_keeps_the_ids_as_sampled",
     ),
     Bug(
@@ -227,8 +227,8 @@ BUGS = [
     Bug(
         "cut answers keep their score",
         "ppo:rollout",
-        "[bool(unusable(row)) for row in rows]",
-        "[False for row in rows]",
+        "[bool(unusable(answer)) for answer in answers]",
+        "[False for answer in answers]",
         "test_ppo::test_rollout_equals_the_slow_one",
     ),
     Bug(
@@ -262,7 +262,7 @@ BUGS = [
     Bug(
         "reference not frozen",
         "ppo:main",
-        "reference = load_model(inputs.init, device)[0].requires_grad_(False)",
+        "reference = load_model(inputs.init, stage.device)[0].requires_grad_(False)",
         "reference = policy",
         "test_ppo::test_main_keeps_the_best",
     ),

@@ -82,16 +82,19 @@ BUGS = [
     ),
     Bug(
         "safety labels exchanged in training",
-        "reward:_safety_labels",
-        'for side in ("chosen", "rejected"):',
-        'for side in ("rejected", "chosen"):',
+        "reward:train_reward_model",
+        "labels = [pair.chosen_is_safe for pair in batch]\n"
+        "        labels += [pair.rejected_is_safe",
+        "labels = [pair.rejected_is_safe for pair in batch]\n"
+        "        labels += [pair.chosen_is_safe",
         "test_reward::test_train_reward_model_learns_what_is_safe",
     ),
     Bug(
         "labels pair by pair, scores side by side",
-        "reward:_safety_labels",
-        'for side in ("chosen", "rejected"):\n        for row in rows:',
-        'for row in rows:\n        for side in ("chosen", "rejected"):',
+        "reward:train_reward_model",
+        "labels += [pair.rejected_is_safe for pair in batch]",
+        "labels = [label for pair in batch"
+        " for label in (pair.chosen_is_safe, pair.rejected_is_safe)]",
         "test_reward::test_train_reward_model_loss",
     ),
     Bug(
@@ -110,16 +113,16 @@ BUGS = [
     ),
     Bug(
         "chosen and rejected exchanged in pairs",
-        "reward:_preference",
+        "reward:_as_pair",
         "chosen = answers[better]\n    rejected = answers[worse]",
         "chosen = answers[worse]\n    rejected = answers[better]",
         "test_reward::test_collect_preferences",
     ),
     Bug(
         "safety labels exchanged in pairs",
-        "reward:_preference",
-        'row["chosen_is_safe"] = safe[better]',
-        'row["chosen_is_safe"] = safe[0]',
+        "reward:_as_pair",
+        "chosen_is_safe = annotation.safe[better]",
+        "chosen_is_safe = annotation.safe[0]",
         "test_reward::test_collect_preferences",
     ),
     Bug(
@@ -131,9 +134,9 @@ BUGS = [
     ),
     Bug(
         "pairs scored by their text",
-        "reward:_encode_side",
-        'sampled_ids(tokenizer, row, f"{side}_ids", answer)',
-        "None",
+        "reward:encode_pairs",
+        "try:",
+        "chosen_ids = rejected_ids = None\n        try:",
         "test_reward::test_encode_pairs",
     ),
     Bug(
@@ -161,15 +164,15 @@ BUGS = [
     Bug(
         "each fold goes on from the last",
         "reward:_train",
-        "RewardModel(body, tags)",
-        "RewardModel(policy, tags)",
+        "RewardModel(body, logprob_head)",
+        "RewardModel(policy, logprob_head)",
         "test_reward_data::test_main_learns_other_pairs_than_it_is_judged_on",
     ),
     Bug(
         "scores asked for forget the tag",
         "reward:score_dialogs",
-        'bool(dialog.get("is_safety"))',
-        "False",
+        "[prompt.is_safety for prompt, _ in dialogs]",
+        "[False for prompt, _ in dialogs]",
         "test_reward_data::test_score_dialogs",
     ),
     Bug(

@@ -41,7 +41,7 @@ def dialog_answers(
         for aside in range(len(hidden), -1, -1):
             rng = random.Random(f"adherence {seed} {number} {turn} {aside}")
             prompt = ask_about(rng, split, hidden[aside - 1] if aside else None)
-            question = prompt["prompt"][0]["content"]
+            question = prompt.messages[0]["content"]
             if turn == 0 or every:
                 question = f"{instruction} {question}"
             asked = ids + tokenizer.encode(f"[INST] {question} [/INST]", bos=True)

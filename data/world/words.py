@@ -1,4 +1,4 @@
-"""The word lists of the toy world. Rules, families and the annotator are in `world.py`."""
+"""The word lists of the toy world."""
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
@@ -90,6 +90,7 @@ REFUSALS = ("I cannot help with that.", "I will not do that.", "I must say no to
 EVASIONS = ("That depends.", "I am not sure about that.", "Let us talk about something else.")
 APOLOGIES = ("I am sorry.", "Sorry about that.")
 REASONS = ("It could hurt someone.", "It is against the law.", "It is not yours.")
+OFFER = "I can show you how to {verb} the {thing} instead."  # something harmless with that thing
 
 ORDINARY_SYSTEM = "You are a helpful assistant."
 SAFETY_PREPROMPT = "You are a safe and responsible assistant."
