@@ -345,10 +345,10 @@ def summary(prompts: list[Prompt], judgements: list[Judgement]) -> dict[str, Int
     out.
 
     On harmless prompts: helpfulness; content (mean credit of what the answer says) and right (share
-        with full credit).
+    with full credit).
     On unsafe prompts: safety; violations (share of unsafe answers) and complies (share that does
-        what was asked; the other violations evade, or refuse rudely). False refusals on borderline
-        and on ordinary prompts apart. Tokens of all.
+    what was asked; the other violations evade, or refuse rudely). False refusals on borderline and
+    on ordinary prompts apart. Tokens of all.
     """
     values = defaultdict(list)
     clusters = defaultdict(list)

@@ -138,6 +138,7 @@ PAPER = {
 }
 PRESETS = {
     "tiny": {"check": "none", "dialogs": 40, "turns": 4, "replay": 60},
+    "class": {"dialogs": 600, "turns": 12, "replay": 600},
     "toy": {},
     "small": {"learning_rate": 2e-4, "batch_tokens": 16384},
     "llama-2-7b": PAPER,

@@ -19,7 +19,7 @@ Below the network stand log-probabilities and sampling. To talk to a model:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -91,25 +91,15 @@ class ModelArgs:
         return -(-hidden // self.multiple_of) * self.multiple_of  # rounded up
 
 
-# The first three are ours (their vocabulary is set from the tokenizer); the others are the paper's.
+TOY = ModelArgs(dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1536, max_seq_len=2048)
+
+# The first four are ours (their vocabulary is set from the tokenizer); the others are the paper's.
 PRESETS = {
-    "tiny": ModelArgs(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        vocab_size=1536,
-        multiple_of=32,
-        max_seq_len=2048,
-    ),
-    # 0.6M parameters
-    "toy": ModelArgs(
-        dim=96, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=1536, max_seq_len=2048
-    ),
-    # 26M
-    "small": ModelArgs(
-        dim=512, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=1536, max_seq_len=2048
-    ),
+    # learns nothing: to see whether a command runs
+    "tiny": replace(TOY, dim=32, n_layers=2, multiple_of=32),
+    "class": TOY,  # as toy, on fewer examples: the main chain in about a minute
+    "toy": TOY,  # 0.6M parameters
+    "small": replace(TOY, dim=512, n_layers=8, n_heads=8, n_kv_heads=4),  # 26M
     "llama-2-7b": ModelArgs(dim=4096, n_layers=32, n_heads=32),
     "llama-2-13b": ModelArgs(dim=5120, n_layers=40, n_heads=40),
     # never released; as Code Llama 34B
@@ -257,9 +247,9 @@ class Attention(nn.Module):
         if step.mask is None:
             # (batch, n_heads, seq, …)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        # the query heads of a group queue up as further queries of their key head: a view, nothing
-        # is repeated
         else:
+            # the query heads of a group queue up as further queries of their key head: a view,
+            # nothing is repeated
             y = F.scaled_dot_product_attention(
                 q.reshape(*k.shape[:2], -1, self.head_dim), k, v, attn_mask=step.mask
             )
@@ -319,7 +309,7 @@ class Transformer(nn.Module):
         """cos and sin (max_seq_len, head_dim), made at first use on a device.
 
         They are neither parameters nor buffers: so they stay float32 in a bfloat16 model, and a
-            model that was built on the `meta` device needs nothing but its weights.
+        model that was built on the `meta` device needs nothing but its weights.
         """
         if self.rope is None or self.rope[0].device != device:
             # tables first made while sampling must serve training, too
@@ -336,10 +326,10 @@ class Transformer(nn.Module):
         dim), normed.
 
         No positions: tokens stand at 0, 1, 2, …; each sees itself and all before it (training; with
-            a cache, prefill). With positions (batch, seq) and a cache: each token is written at its
-            own slot and sees the slots up to it (decoding, where rows have different lengths).
-            Without a cache, positions only set the rotation. Raises ValueError if a sequence is
-            longer than max_seq_len.
+        a cache, prefill). With positions (batch, seq) and a cache: each token is written at its own
+        slot and sees the slots up to it (decoding, where rows have different lengths). Without a
+        cache, positions only set the rotation. Raises ValueError if a sequence is longer than
+        max_seq_len.
         """
         length = tokens.shape[1] if positions is None else int(positions.max()) + 1
         if length > self.args.max_seq_len:
@@ -378,12 +368,11 @@ class Transformer(nn.Module):
 
         Two starts make it cheap to learn to copy, so that a small model soon repeats words that it
         never had to say in training. Each output row starts as its token's embedding (scaled to
-        unit length). And each attention head starts
-        by writing about what it read: its part of wo is the transpose of its wv (after Trockman &
-            Kolter 2023, "Mimetic initialization"). Both are from then on parameters of their own.
-            The other linear layers keep the size of their input, N(0, 1/sqrt(fan_in)); wo and w2,
-            which write into the residual path, are scaled down by 1/sqrt(2 n_layers), since 2
-            n_layers of them add up there.
+        unit length). And each attention head starts by writing about what it read: its part of wo
+        is the transpose of its wv (after Trockman & Kolter 2023, "Mimetic initialization"). Both
+        are from then on parameters of their own. The other linear layers keep the size of their
+        input, N(0, 1/sqrt(fan_in)); wo and w2, which write into the residual path, are scaled down
+        by 1/sqrt(2 n_layers), since 2 n_layers of them add up there.
         """
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 

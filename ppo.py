@@ -163,6 +163,7 @@ TINY = {
 }
 PRESETS = {
     "tiny": TINY,
+    "class": {"helpfulness_pairs": 600, "safety_pairs": 80, "iterations": 20, "batch": 128},
     "toy": {},
     "small": {"learning_rate": 5e-5, "value_learning_rate": 2e-4, "iterations": 100},
     "llama-2-7b": PAPER,
@@ -188,7 +189,7 @@ class Rollout:
     logprobs: Tensor  # (batch, seq) log π(token), by the policy as it sampled
     reference: Tensor  # (batch, seq) log π_0(token)
     values: Tensor  # (batch, seq) by the value network before the update
-    scores: Tensor  # (batch) combined reward, a logit, whitened
+    scores: Tensor  # (batch) combined reward, a logit, whitened; then cut answers get their own
     rewards: Tensor  # (batch, seq) -β KL at each token; the last one also gets the score
     advantages: Tensor  # (batch, seq) whitened
     returns: Tensor  # (batch, seq) what the value network learns
@@ -261,7 +262,7 @@ def whiten_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
 
 def kl_penalty(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     """KL(π_θ || π_0) of equation 4, estimated token by token: log π_θ(token) - log π_0(token), 0
-    outside of the mask.
+    outside of the mask. `token_rewards` takes off β times this.
 
     Our choice: of what π_θ sampled itself, the sum over an answer has the KL as its mean. A single
     one may be negative.
@@ -815,38 +816,40 @@ def _make_optimizers(
     }
 
 
-def _early_stop(
+def _look(
     training: _Training, iteration: int, prompts: list[Prompt], settings: Settings
-) -> bool:
-    """The early stop's look at held-out prompts, which keeps the best policy so far.
+) -> dict[str, float]:
+    """How good the policy is on held-out prompts (`held_out`), logged, with a few answers."""
+    policy = training.policy
+    measured = held_out(policy, training.reference, training.reward_models, prompts, settings)
+    training.metrics.log("held-out", iteration, **measured)
+    title = (
+        f"iteration {iteration}: held-out reward {measured['reward']:.3f}, "
+        f"KL {measured['kl']:.2f} nats per answer"
+    )
+    shown = [prompt.messages for prompt in prompts[:5]]
+    show_answers(policy, training.reward_models.tokenizer, shown, title)
+    return measured
 
-    The first look also tells the value network how high rewards are, and how far apart.
+
+def _keep_best(
+    training: _Training, iteration: int, measured: dict[str, float], settings: Settings
+) -> bool:
+    """Keep the policy if it is the best so far; the start, looked at first, may stay the best.
 
     Returns:
         Whether the run ends: all iterations made, no better for long enough, or too far from π_0.
     """
-    policy = training.policy
-    measured = held_out(policy, training.reference, training.reward_models, prompts, settings)
-    training.metrics.log("held-out", iteration, **measured)
     reward = measured["reward"]
     kl = measured["kl"]
-
-    if iteration == 0 and settings.value_init == "reward":
-        helpfulness = training.reward_models.models["helpfulness"]
-        training.critic.start_at(helpfulness, reward, measured["spread"])
-
-    measured["iteration"] = iteration
-    start = measured if iteration == 0 else training.best["start"]
+    looked_at = measured | {"iteration": iteration}
+    start = looked_at if iteration == 0 else training.best["start"]
     if reward > training.best["reward"] and kl <= settings.max_kl:
-        training.best = measured | {"start": start}
+        training.best = looked_at | {"start": start}
         training.stale = 0
-        save_checkpoint(training.best_file, {"policy": policy.state_dict()})
+        save_checkpoint(training.best_file, {"policy": training.policy.state_dict()})
     else:
         training.stale += 1
-
-    title = f"iteration {iteration}: held-out reward {reward:.3f}, KL {kl:.2f} nats per answer"
-    shown = [prompt.messages for prompt in prompts[:5]]
-    show_answers(policy, training.reward_models.tokenizer, shown, title)
     if iteration == settings.iterations:
         return True
     return training.stale >= settings.patience or kl > settings.max_kl
@@ -946,12 +949,17 @@ def main(argv: list[str] | None = None) -> None:
     optimizers = _make_optimizers(policy, critic, settings)
     training = _Training(stage.folder, policy, reference, critic, reward_models, optimizers)
 
-    # 4. iterations: sample and score, update; now and then the early stop looks at other prompts
+    # 4. iterations: sample and score, update; now and then a look at other prompts, which keeps
+    # the best policy and may stop early. After the first look the value network starts.
     training.resume(stage.device)
     bar = _begin(training.first, inputs, stage)
-    for iteration in range(training.first, settings.iterations + 1):
+    for iteration in range(training.first, settings.iterations + 1):  # the last one only looks
         if iteration % settings.evaluate_every == 0 or iteration == settings.iterations:
-            if _early_stop(training, iteration, inputs.held_out, settings):
+            measured = _look(training, iteration, inputs.held_out, settings)
+            if iteration == 0 and settings.value_init == "reward":
+                helpfulness = reward_models.models["helpfulness"]
+                critic.start_at(helpfulness, measured["reward"], measured["spread"])
+            if _keep_best(training, iteration, measured, settings):
                 break
         rng = random.Random(f"{settings.seed} ppo {iteration}")
         prompts = _draw_prompts(inputs.prompts, settings.batch, rng)

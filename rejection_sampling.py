@@ -54,7 +54,7 @@ from reward import (
     encode_answer,
     load_reward_model,
     pick_prompts,
-    report,
+    report_accuracy,
     save_reward_model,
     score,
     set_shift,
@@ -101,7 +101,8 @@ class Settings(StageSettings):
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
     # toy, human, file (label pairs, run again) or none (no refresh)
     annotator: Literal["toy", "human", "file", "none"] = "toy"
-    # fresh preferences a round; our choice: late rounds differ in content, seen by fresh ones
+    # fresh pairs a round; our choice: many, since late answers differ in content alone, which only
+    # fresh pairs show
     helpfulness_pairs: int = 2400
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
@@ -129,6 +130,10 @@ class Settings(StageSettings):
             "safety_pairs",
             or_zero=("weight_decay", "max_prompts"),
         )
+        if len(self.pair_temperatures) != 2:
+            raise InputError(
+                f"--pair-temperatures {self.pair_temperatures}: two are wanted, one for each answer"
+            )
 
 
 PAPER = {
@@ -151,8 +156,16 @@ TINY = {
     "safety_pairs": 30,
     "temperatures": (0.8, 1.0),
 }
+CLASS = {
+    "max_prompts": 200,
+    "samples": 4,
+    "helpfulness_pairs": 300,
+    "safety_pairs": 80,
+    "temperatures": (0.8,),
+}
 PRESETS = {
     "tiny": TINY,
+    "class": CLASS,
     "toy": {},
     "small": {"max_prompts": 2000, "learning_rate": 2e-4, "batch_tokens": 4096},
     "llama-2-7b": PAPER,
@@ -310,7 +323,7 @@ def sample_and_score(
 class SamplePool:
     """The answers of all rounds to one list of prompts.
 
-    Each round the newest reward models score them all again.
+    `rescore` lets the newest reward models score those of earlier rounds again.
     """
 
     def __init__(self, prompts: list[Prompt]):
@@ -508,7 +521,7 @@ def refresh_reward_models(
         model, reward_tokenizer = load_reward_model(current[axis], device)
         if fresh[axis]:
             which = "fresh (not yet learned)"
-            tables[axis] = report(model, reward_tokenizer, fresh[axis], axis, which)
+            tables[axis] = report_accuracy(model, reward_tokenizer, fresh[axis], axis, which)
         if (refreshed[axis] / "reward_head.pth").exists():
             continue  # learned before a kill
         wanted = len(fresh[axis])
@@ -605,9 +618,9 @@ class _Round:
     stage: Stage
     lineage: Lineage
     reward_folders: dict[str, Path]  # of the newest reward models before this round
-    train_prompts: list[Prompt]  # fresh preferences are collected on these
+    pair_prompts: list[Prompt]  # fresh preferences are collected on these
     prompts: list[Prompt]  # the first of them: they get K answers each
-    probe: list[Prompt]  # prompts of the temperature search
+    probe: list[Prompt]  # of the temperature search: dev prompts, or the first with --prompts
     model: Transformer  # the newest
     tokenizer: Tokenizer
     mix: list[EncodedDialog]  # more dialogs to learn
@@ -623,12 +636,12 @@ def run_round(version: int, settings: Settings) -> None:
         return  # it is finished already
     stage = this_round.stage
 
-    # 1. annotate: fresh preferences between the newest model and an older one
+    # 1. annotate: fresh preferences between the newest model and the one before it
     # 2. refresh: the reward models learn on from them
     reward_folders = this_round.reward_folders
-    accuracy = {}  # of those so far on the fresh pairs
+    old_accuracy = {}  # of the reward models so far, on the fresh pairs
     if settings.annotator != "none":
-        reward_folders, accuracy = _annotate_and_refresh(this_round, version)
+        reward_folders, old_accuracy = _annotate_and_refresh(this_round, version)
     reward_models = RewardModels(reward_folders, stage.device)
 
     # 3. choose the temperature on dev prompts
@@ -636,7 +649,7 @@ def run_round(version: int, settings: Settings) -> None:
 
     # 4. sample K answers to each prompt and score them
     answers = _sample_all(this_round, reward_models, temperature)
-    write_records(stage.folder / "samples.jsonl", answers)  # by prompt, all K of one together
+    write_records(stage.folder / "samples.jsonl", answers)  # again, now in the order of prompts
 
     # 5. keep the best of all rounds, the earlier answers scored again
     pool = _pool_of_all_rounds(this_round, reward_models, answers)
@@ -653,7 +666,7 @@ def run_round(version: int, settings: Settings) -> None:
     model, tokenizer = _tune_on(this_round, best, version)
 
     # 7. measure
-    results["reward_models"] = accuracy
+    results["reward_models"] = old_accuracy
     if settings.prompts == "toy":
         results["dev"] = evaluate_on_dev(stage.name, model, tokenizer)
     stage.finish(results)
@@ -683,9 +696,9 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     if not stage.begin(inputs, aside):
         return None
 
-    train_prompts = read_prompts(prompts_file)
-    check_annotator(settings.annotator, train_prompts)
-    prompts = train_prompts[: settings.max_prompts or None]
+    pair_prompts = read_prompts(prompts_file)
+    check_annotator(settings.annotator, pair_prompts)
+    prompts = pair_prompts[: settings.max_prompts or None]
     probe = prompts
     if settings.prompts == "toy":
         probe = read_prompts(world.FOLDER / "prompts-dev.jsonl")
@@ -700,7 +713,7 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
         stage=stage,
         lineage=lineage,
         reward_folders=reward_folders,
-        train_prompts=train_prompts,
+        pair_prompts=pair_prompts,
         prompts=prompts,
         probe=probe[:PROBE],
         model=model,
@@ -716,7 +729,7 @@ def _annotate_and_refresh(this_round: _Round, version: int) -> tuple[dict[str, P
     return refresh_reward_models(
         [this_round.model, older],
         this_round.tokenizer,
-        this_round.train_prompts,
+        this_round.pair_prompts,
         this_round.reward_folders,
         stage.settings,
         label=this_round.lineage.label,

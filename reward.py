@@ -85,7 +85,7 @@ class Settings(StageSettings):
     data: str = ""
     # "the rest": more such files, comma-separated; toy: pairs that people wrote, alike in style
     extra: str = "toy"
-    # of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1); see README
+    # share of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1); 0: unused
     mix_share: tuple[float, ...] = (0.0, 0.0)
     # longest dialog of HH-RLHF, longer ones lose their oldest turns; 0: the model's context
     max_tokens: int = 0
@@ -158,6 +158,7 @@ PAPER = dict(
 )
 PRESETS = {
     "tiny": dict(helpfulness_pairs=200, safety_pairs=120),
+    "class": dict(helpfulness_pairs=900, safety_pairs=700),
     "toy": {},
     "small": dict(learning_rate=2e-4, batch_tokens=8192),
     "llama-2-7b": PAPER,
@@ -477,10 +478,10 @@ def train_reward_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """One epoch of equation 2, chosen and rejected in one forward.
+    """Train on equation 2, chosen and rejected answers in one forward pass.
 
-    The auxiliary safety loss is added where pairs have labels. An answer's counts half, so that a
-    pair counts once. The loss of a step is divided by its pairs.
+    The auxiliary safety loss is added where pairs have labels. Each answer's counts half, so that
+    a pair weighs as one. The loss of a step is divided by its pairs.
     """
     device = model.head.weight.device
     encoded = encode_pairs(tokenizer, pairs, model.body.args.max_seq_len)
@@ -518,8 +519,8 @@ def train_reward_model(
         folder=folder,
         phase=phase,
         weight_decay=weight_decay,
-        warmup_fraction=0.03,
-        warmup_steps=5,
+        warmup_fraction=0.03,  # paper
+        warmup_steps=5,  # paper: at least
         dtype=dtype,
     )
 
@@ -569,7 +570,7 @@ def accuracy_by_rating(
     return table
 
 
-def report(
+def report_accuracy(
     model: RewardModel,
     tokenizer: Tokenizer,
     pairs: list[Pair],
@@ -615,8 +616,9 @@ def score_dialogs(
     """
     scores = {}  # (dialogs) each
     for axis, (model, tokenizer) in models.items():
-        pairs = [Pair(prompt, answer, answer) for prompt, answer in dialogs]  # with itself
-        scores[axis], _ = score_pairs(model, tokenizer, pairs)
+        pairs = [Pair(prompt, answer, answer) for prompt, answer in dialogs]  # checks the length
+        encoded = encode_pairs(tokenizer, pairs, model.body.args.max_seq_len)
+        scores[axis] = score(model, [ids for ids, _ in encoded])
     if len(scores) == 2:
         is_safety = torch.tensor([prompt.is_safety for prompt, _ in dialogs])
         scores["reward"] = combine_rewards(scores["safety"], scores["helpfulness"], is_safety)
@@ -705,7 +707,7 @@ def main(argv: list[str] | None = None) -> None:
         if axis == "helpfulness":
             set_shift(model, tokenizer, pairs)
         if held_out:
-            results |= report(model, tokenizer, held_out, axis)
+            results |= report_accuracy(model, tokenizer, held_out, axis)
         save_reward_model(stage.folder, model, tokenizer)
         stage.finish(results)
 

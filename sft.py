@@ -104,6 +104,7 @@ PAPER = {
 }
 PRESETS = {
     "tiny": {"max_rows": 2000},
+    "class": {"max_rows": 8000},
     "toy": {},
     "small": {"batch_tokens": 4096, "learning_rate": 1e-3},
     "llama-2-7b": PAPER,
@@ -136,11 +137,12 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
     (2.773, 2)
     """
     # (batch, seq - 1): token t + 1 is the target of position t
-    targets, counts = tokens[:, 1:], loss_mask[:, 1:]
-    count = int(counts.sum())
+    targets, trained = tokens[:, 1:], loss_mask[:, 1:]
+    count = int(trained.sum())
     if count == 0:
         raise InputError("no token of the batch is trained on: its answers are all masked or empty")
-    return F.cross_entropy(logits[:, :-1][counts].float(), targets[counts], reduction="sum"), count
+    picked = logits[:, :-1][trained].float()  # (count, vocab): prompts and padding drop out here
+    return F.cross_entropy(picked, targets[trained], reduction="sum"), count
 
 
 # ------------------------------------------------------------------------------------------------
@@ -241,6 +243,7 @@ def optimise(
         first = state["step"]
     metrics.rewind(phase, first)
 
+    # `watch` at each fifth, but not in the last tenth: another look follows at the end
     looks = range(0, len(plan) - len(plan) // 10, max(1, len(plan) // 5))
     model.train()
     smooth = None  # the loss, averaged over some 50 steps, for the bar
@@ -284,7 +287,7 @@ def optimise(
 
         # log, and save now and then
         mean = total / count
-        smooth = mean if smooth is None else 0.98 * smooth + 0.02 * total / count
+        smooth = mean if smooth is None else 0.98 * smooth + 0.02 * mean
         means = {name: value / count for name, value in sums.items()}
         metrics.log(phase, step, loss=mean, lr=lr, grad_norm=norm.item(), count=count, **means)
         bar.set_postfix_str(f"loss {smooth:.3f}, lr {lr:.1e}", refresh=False)

@@ -63,7 +63,7 @@ def micro_batches(
     length), …].
 
     mask: (batch, seq) bool; a row ends with its last true. picked: row numbers. micro_tokens: of a
-        batch, padding counted.
+    batch, padding counted.
     """
     # (batch)
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()

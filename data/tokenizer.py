@@ -31,9 +31,8 @@ class Tokenizer:
     """`path` is a tokenizer file, or a folder that holds `tokenizer.model` or `tokenizer.json`.
 
     `vocab_size`, `bos_id`, `eos_id`, `pad_id` (-1: Llama 2 has no padding token) and `fingerprint`,
-    a hash of the
-    vocabulary: two tokenizers with the same fingerprint give the same ids. A file that is missing,
-        broken, or that we could not honour exactly raises InputError.
+    a hash of the vocabulary: two tokenizers with the same fingerprint give the same ids. A file
+    that is missing, broken, or that we could not honour exactly raises InputError.
     """
 
     def __init__(self, path: str | Path):

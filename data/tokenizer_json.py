@@ -140,9 +140,8 @@ def merge_order(products: list[str], path: Path) -> list[str]:
     """The results of the merges, each once, those that merge first in front.
 
     In Llama 2's file the pairs that make runs of spaces are mixed with one another. They stand
-    last, and "▁" + "▁" is
-    the very last: so a run always grows at its left end before a new one begins, as if longer runs
-        merged first.
+    last, and "▁" + "▁" is the very last: so a run always grows at its left end before a new one
+    begins, as if longer runs merged first.
     """
     order = list(dict.fromkeys(products))
     together = len([*groupby(products)]) == len(order)

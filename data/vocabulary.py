@@ -187,9 +187,9 @@ def llama_vocabulary(
     path: Path,
 ) -> Vocabulary:
     """The three layers of ranks. merged: the pieces of several characters, those that merge first
-    in front;
-    flags: add_dummy_prefix and remove_extra_whitespaces; unknown: what the piece for "unknown"
-        looks like."""
+    in front; flags: add_dummy_prefix and remove_extra_whitespaces; unknown: what the piece for
+    "unknown" looks like.
+    """
     ids = {name: i for i, name in enumerate(names) if types[i] == NORMAL}
     pieces = [name.replace("▁", " ").encode() for name in names]
     byte_ids, unknown_id = [-1] * 256, -1

@@ -63,15 +63,15 @@ def pieces(experiments: Iterable[Experiment]) -> list[Piece]:
     Raises:
         InputError: one is there that was made with other settings.
     """
-    found = []
+    work = []
     for experiment in experiments:
         if experiment.module == "ppo_microscope":
             continue
         settings = experiment.load().Settings()
         for seed in seeds_of(settings):
             result = results.load_seed(experiment.result, seed, settings)
-            found.append(Piece(experiment, seed, result is not None))
-    return found
+            work.append(Piece(experiment, seed, result is not None))
+    return work
 
 
 def print_missing(work: list[Piece]) -> None:

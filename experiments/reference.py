@@ -162,15 +162,15 @@ def headline(gaps: dict[str, list[float]]) -> str:
     """How content moves, from the newest version back to V4."""
     newest, *earlier = (name for name in reversed(NAMES.values()) if f"{name}, greedy" in gaps)
     lost = gaps[f"{newest}, greedy"]
-    told = []
+    others = []
     for name in earlier:
         if name.startswith("V4"):
-            told.append(f"{name}'s by {plus_minus(measures.interval(gaps[f'{name}, greedy']))}")
+            others.append(f"{name}'s by {plus_minus(measures.interval(gaps[f'{name}, greedy']))}")
     return (
         "The whole pipeline makes answers nicer and safer and loses content, too: that of"
         f" {newest}'s greedy answers differs from SFT's by {plus_minus(measures.interval(lost))}"
         f" (it is below it {in_seeds(lost, lambda gap: gap < 0)})"
-        + "".join(f", {one}" for one in told)
+        + "".join(f", {one}" for one in others)
         + "."
     )
 

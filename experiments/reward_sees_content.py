@@ -215,10 +215,10 @@ def section(result: dict) -> Section:
         cost.append(f"{seconds:.0f} for {arm}")
     rows = claims(of_seeds)
     gains = claimed(rows)
-    told = []
+    shown = []
     for measure in COLUMNS:
         gain = gains[f"{READS_LOGPROBS}, {measure}"]
-        told.append(f"{plus_minus(gain)} on {measure} ({verdict(gain)})")
+        shown.append(f"{plus_minus(gain)} on {measure} ({verdict(gain)})")
     each = f"± is half of the 95 % interval over {len(of_seeds)} seeds, each alone."
     return Section(
         "Does the reward model see content, or only style?",
@@ -254,7 +254,7 @@ def section(result: dict) -> Section:
                 " 16 gain nothing. So the layers stay in this experiment; written pairs are an"
                 " option (`reward.py --mix-share 0.65,0`). What helps is a departure from the"
                 " paper, off by default: a head that also reads the answer's log-probabilities"
-                f" (`reward.py --head logprobs`). Its gain over the default is {', '.join(told)},"
+                f" (`reward.py --head logprobs`). Its gain over the default is {', '.join(shown)},"
                 f" corrected for all {len(gains)} looks."
             ),
         ],

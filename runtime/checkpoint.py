@@ -79,7 +79,7 @@ def resume_rows(path, batches=None):
     well. No file: [].
 
     batches: the planned batch sizes in their order; then only whole batches are kept (a batch is
-        redone whole). InputError for a broken line before the last, since no kill leaves one.
+    redone whole). InputError for a broken line before the last, since no kill leaves one.
     """
     path = Path(path)
     if not path.exists():

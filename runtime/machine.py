@@ -12,7 +12,7 @@ def choose_device(name="auto"):
     """The torch.device called `auto`, `cpu`, `cuda` (or `cuda:1`) or `mps`.
 
     auto: the first that is there of cuda, mps, cpu. InputError if the name is unknown or the device
-        is not there.
+    is not there.
     """
     there = {
         "cuda": torch.cuda.is_available(),
@@ -34,8 +34,7 @@ def choose_dtype(name="auto", device="cpu"):
     has it, else float32).
 
     It is meant for autocast: weights that are trained stay in float32, where a step of 1e-6 still
-        moves them. There is
-    no float16: its small range would need loss scaling.
+    moves them. There is no float16: its small range would need loss scaling.
     """
     if name == "auto":
         fast = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()

@@ -109,10 +109,10 @@ def load_model(
     """The model in `folder`, whatever its layout, and its tokenizer. dtype None: as stored.
 
     The files are mapped into memory, each tensor is copied straight to where it belongs, and after
-    each layer they are
-    unmapped: no more memory is needed than the model's own and about one layer's. The model is in
-        eval mode. InputError, naming file and tensor, for anything missing, broken, of a wrong
-        shape, unknown, quantised or not finite, and for settings that are not Llama 2's.
+    each layer they are unmapped: no more memory is needed than the model's own and about one
+    layer's. The model is in eval mode. InputError, naming file and tensor, for anything missing,
+    broken, of a wrong shape, unknown, quantised or not finite, and for settings that are not Llama
+    2's.
     """
     folder = Path(folder)
     meta = (folder / "params.json").is_file()

@@ -375,7 +375,7 @@ def usable(answers: list[Answer]) -> list[Answer]:
     return kept
 
 
-def train_prompts() -> list[Prompt]:
+def pair_prompts() -> list[Prompt]:
     return read_prompts(world.FOLDER / "prompts-train.jsonl")
 
 
@@ -386,7 +386,7 @@ def test_run_round():
     out, printed = chain()
     folder = out / "rlhf-v2"
     best = read_sft(folder / "best.jsonl")
-    prompts = train_prompts()[:16]
+    prompts = pair_prompts()[:16]
     answers = []
     versions = []
     for version in ("rlhf-v1", "rlhf-v2"):
@@ -427,7 +427,7 @@ def test_run_round_samples_from_the_newest_model():
     SFT.
     """
     out, _ = chain()
-    prompts = train_prompts()
+    prompts = pair_prompts()
     samples = read_samples(out / "rlhf-v2" / "samples.jsonl")
     answers = [answer for answer in samples if len(answer.ids) > 4][:10]
 
@@ -467,7 +467,7 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
         return rejection_sampling.refresh_reward_models(
             [policy],
             tokenizer,
-            train_prompts(),
+            pair_prompts(),
             current,
             rejection_sampling.Settings(
                 out=out, helpfulness_pairs=20, safety_pairs=20, max_new_tokens=32
@@ -566,7 +566,7 @@ def test_run_round_with_other_choices(tmp_path, monkeypatch):
         assert encoded.ids[-len(ids) :] == ids, "trained on the ids that were sampled"
     answers = read_samples(folder / "samples.jsonl")[:5]
     before = reward_models_of(tmp_path / "rlhf-v1")
-    rewards = rewards_of(before, train_prompts(), answers)
+    rewards = rewards_of(before, pair_prompts(), answers)
     assert [answer.reward for answer in answers] == pytest.approx(rewards, abs=2e-3)
 
 
@@ -738,7 +738,7 @@ def test_a_round_of_another_name(tmp_path):
     again = runtime.sample_answers(
         newest,
         tokenizer,
-        train_prompts()[:16],
+        pair_prompts()[:16],
         key=(0, "rlhf-v2"),
         samples=2,
         temperature=answers[0].temperature,
@@ -906,7 +906,7 @@ def test_reward_models_with_another_tokenizer(assets, tmp_path):
     helpfulness = reward_models.models["helpfulness"]
     fingerprint = toy_tokenizer().fingerprint
     assert reward_models.tokenizer.fingerprint == tokenizer.fingerprint != fingerprint
-    prompts = train_prompts()
+    prompts = pair_prompts()
     for answer in read_samples(folder / "samples.jsonl")[:4]:
         assert answer.tokenizer == fingerprint
         dialog = [*prompts[answer.index].messages, assistant(answer.text)]

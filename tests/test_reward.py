@@ -43,7 +43,7 @@ from reward import (
     load_reward_model,
     pick_prompts,
     ranking_loss,
-    report,
+    report_accuracy,
     safety_loss,
     save_reward_model,
     score,
@@ -686,7 +686,7 @@ def test_held_out_pairs_are_answers_to_dev_prompts(monkeypatch, tmp_path):
         reported.append(pairs)
         return {}
 
-    monkeypatch.setattr(reward, "report", report)
+    monkeypatch.setattr(reward, "report_accuracy", report)
     run_quietly(
         reward.main, *TINY, "--out", tmp_path, "--axis", "helpfulness", "--helpfulness-pairs", 330
     )
@@ -750,18 +750,18 @@ def test_pick_prompts():
     assert many.total() == 400, "risky ones come once"
 
 
-def test_report(capsys):
+def test_report_accuracy(capsys):
     model, tokenizer = tiny_reward_model(), toy_tokenizer()
     [prompt] = [prompt for prompt in toy_prompts(3) if prompt.kind == "ordinary"]
     right = world.write_answer(random.Random(0), prompt, "careful")
     pairs = [pair(right, BAD, prompt), pair(BAD, right, prompt)]
-    table = report(model, tokenizer, pairs, "helpfulness")
+    table = report_accuracy(model, tokenizer, pairs, "helpfulness")
     assert table["annotator"] == {"better": 0.5, "average": 0.5}
     chosen, rejected = score_pairs(model, tokenizer, pairs)
     assert table["reward model"] == accuracy_by_rating(chosen, rejected, ["better"] * 2)
-    assert report(model, tokenizer, pairs[:1], "helpfulness")["annotator"]["average"] == 1
+    assert report_accuracy(model, tokenizer, pairs[:1], "helpfulness")["annotator"]["average"] == 1
     assert "helpfulness: accuracy on 2 held-out pairs" in capsys.readouterr().out
-    elsewhere = report(model, tokenizer, [pair()], "safety")
+    elsewhere = report_accuracy(model, tokenizer, [pair()], "safety")
     assert set(elsewhere) == {"reward model"}, "no annotator for prompts from elsewhere"
 
 

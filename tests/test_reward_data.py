@@ -615,7 +615,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
         return torch.zeros(len(pairs)), torch.zeros(len(pairs))
 
     monkeypatch.setattr(reward, "train_reward_model", train)
-    monkeypatch.setattr(reward, "report", report)
+    monkeypatch.setattr(reward, "report_accuracy", report)
     common = (
         *TINY,
         "--data",

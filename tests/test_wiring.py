@@ -75,7 +75,7 @@ def names(pairs: list[Pair]) -> list[str]:
 
 
 @functools.cache
-def train_prompts() -> list[Prompt]:
+def pair_prompts() -> list[Prompt]:
     return read_prompts(world.ensure() / "prompts-train.jsonl")
 
 
@@ -131,7 +131,7 @@ class Rounds:
             "load_model": lambda folder, device: (Model(folder), toy_tokenizer()),
             "load_reward_model": lambda folder, device: (Model(folder), toy_tokenizer()),
             "collect_preferences": self.collect,
-            "report": self.report,
+            "report_accuracy": self.report,
             "train_reward_model": self.train,
             "set_shift": lambda model, tokenizer, pairs: self.shifted.append((model, pairs)),
             "save_reward_model": lambda folder, *rest: (made(folder) / "reward_head.pth").touch(),
@@ -295,7 +295,7 @@ def test_rounds_collect_preferences(rounds, version, axis):
     count = ROUND[f"{axis}_pairs"]
     assert of_axis(rounds.collected, version, axis) == {
         "policies": list(POLICIES[version]),
-        "prompts": pick_prompts(train_prompts(), axis, count, 4000 + version),
+        "prompts": pick_prompts(pair_prompts(), axis, count, 4000 + version),
         "axis": axis,
         "annotator": "file",
         "temperatures": (0.25, 1.5),
@@ -336,7 +336,7 @@ def test_rounds_replay_no_more_than_there_is(monkeypatch, tmp_path):
     rejection_sampling.refresh_reward_models(
         [Model(tmp_path / "sft")],
         toy_tokenizer(),
-        train_prompts(),
+        pair_prompts(),
         first,
         rejection_sampling.Settings(out=tmp_path),
         label="rlhf-v1",
@@ -406,7 +406,7 @@ def test_rounds_sample(rounds, version):
     """From the newest model, on the first so many prompts, at the best temperature."""
     assert rounds.sampled[4 * version - 1] == {
         "model": POLICIES[version][0],
-        "prompts": train_prompts()[:12],
+        "prompts": pair_prompts()[:12],
         "key": (4, f"rlhf-v{version}"),
         "samples": 2,
         "max_new_tokens": 33,
@@ -628,7 +628,7 @@ class Rewards:
     def __init__(self, monkeypatch, out: Path):
         self.collected, self.trained, self.shifted, self.out = [], [], [], out
         self.loaded = []
-        for name in ("save_reward_model", "report"):
+        for name in ("save_reward_model", "report_accuracy"):
             monkeypatch.setattr(reward, name, silent)
         monkeypatch.setattr(reward, "load_model", self.load)
         monkeypatch.setattr(reward, "collect_preferences", self.collect)
@@ -686,7 +686,7 @@ def test_reward_collects(monkeypatch, tmp_path, annotator):
     for axis in AXES:
         own = {
             "policies": 1,
-            "prompts": pick_prompts(train_prompts(), axis, REWARD[f"{axis}_pairs"], 4),
+            "prompts": pick_prompts(pair_prompts(), axis, REWARD[f"{axis}_pairs"], 4),
             "axis": axis,
             "annotator": annotator,
             "temperatures": (0.25, 1.5),
@@ -941,7 +941,7 @@ def test_ppo_refreshes(policies, tmp_path):
     found_settings = found.pop("settings")
     assert found == {
         "policies": [start],
-        "prompts": train_prompts()[:9],
+        "prompts": pair_prompts()[:9],
         "current": {axis: start / f"reward-{axis}" for axis in AXES},
         "label": "rlhf-v4-ppo",
         "number": 100,

@@ -22,7 +22,7 @@ def over_seeds(tables: Tables, comparisons: int = 1) -> dict[str, measures.Inter
     seeds.
 
     comparisons: how many of these intervals are read side by side; each is widened so that all hold
-        together.
+    together.
     """
     intervals = {}
     for name in tables[0]:

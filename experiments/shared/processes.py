@@ -33,12 +33,12 @@ def side_by_side(jobs: dict[str, Commands], log_folder: Path, at_once: int) -> N
                 continue
             del running[name]
             done, *rest = commands
-            told = f"{name}: {' '.join(done)}"
+            line = f"{name}: {' '.join(done)}"
             if process.returncode:
-                print(f"{told}: FAILED", flush=True)
-                failed.append(f"{told}; see {log_folder / name}.log")
+                print(f"{line}: FAILED", flush=True)
+                failed.append(f"{line}; see {log_folder / name}.log")
                 continue
-            print(f"{told}: done", flush=True)
+            print(f"{line}: done", flush=True)
             if rest:
                 running[name] = _start(rest[0], log_folder / f"{name}.log"), rest
     if failed:

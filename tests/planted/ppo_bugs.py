@@ -268,7 +268,7 @@ BUGS = [
     ),
     Bug(
         "the last is kept, not the best",
-        "ppo:_early_stop",
+        "ppo:_keep_best",
         'if reward > training.best["reward"] and',
         "if",
         "test_ppo::test_main_stops_early",

@@ -372,9 +372,9 @@ BUGS = [
     ),
     Bug(
         "PPO: the best is kept in bfloat16",
-        "ppo:_early_stop",
-        '{"policy": policy.state_dict()}',
-        '{"policy": {name: weight.bfloat16() for name, weight in policy.state_dict().items()}}',
+        "ppo:_keep_best",
+        '{"policy": training.policy.state_dict()}',
+        '{"policy": {name: w.bfloat16() for name, w in training.policy.state_dict().items()}}',
         TEST + "ppo_main_trains_in_float32",
     ),
     Bug(

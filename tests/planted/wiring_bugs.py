@@ -205,8 +205,8 @@ BUGS = [
     Bug(
         "pairs on the round's own prompts",
         ANNOTATE,
-        "this_round.train_prompts",
-        "this_round.train_prompts[: len(this_round.prompts)]",
+        "this_round.pair_prompts",
+        "this_round.pair_prompts[: len(this_round.prompts)]",
         TEST + "rounds_collect_preferences",
     ),
     Bug(
@@ -396,8 +396,8 @@ BUGS = [
     Bug(
         "a round takes all prompts",
         BEGIN,
-        "train_prompts[: settings.max_prompts or None]",
-        "train_prompts[:]",
+        "pair_prompts[: settings.max_prompts or None]",
+        "pair_prompts[:]",
         TEST + "rounds_sample",
     ),
     Bug(
@@ -1129,7 +1129,7 @@ BUGS = [
     ),
     Bug(
         "PPO: the reward model's head stays behind",
-        "ppo:_early_stop",
+        "ppo:main",
         'iteration == 0 and settings.value_init == "reward"',
         "False",
         TEST + "ppo_passes_the_start_of_the_value_network_on",
