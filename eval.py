@@ -1525,7 +1525,7 @@ def _pick_answers(
 
 
 def compare_with_reference(metrics: dict) -> dict:
-    """Is this run like the reference runs? (`experiments/reference.py`)
+    """Is this run like the reference runs? (`python -m experiments.reference`)
 
     They are of the toy world's test prompts at temperature 1, judged by the annotator; a run of
     others is compared with none. No run is compared with itself, that is, with the same seed.

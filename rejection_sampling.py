@@ -157,6 +157,7 @@ TINY = {
     "temperatures": (0.8, 1.0),
 }
 CLASS = {
+    "rounds": "1-2",
     "max_prompts": 200,
     "samples": 4,
     "helpfulness_pairs": 300,

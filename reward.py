@@ -158,7 +158,7 @@ PAPER = dict(
 )
 PRESETS = {
     "tiny": dict(helpfulness_pairs=200, safety_pairs=120),
-    "class": dict(helpfulness_pairs=900, safety_pairs=700),
+    "class": dict(helpfulness_pairs=700, safety_pairs=500),
     "toy": {},
     "small": dict(learning_rate=2e-4, batch_tokens=8192),
     "llama-2-7b": PAPER,
@@ -907,7 +907,7 @@ class LogprobHead(nn.Module):
 
     Two weighted numbers, both divided by 0.2: the sum of the answer's log-probabilities and the
     smallest one. A small body knows which answer is right, but its last state does not tell
-    (`experiments/reward_sees_content.py`). The body keeps its next-token head for this.
+    (`python -m experiments.reward_sees_content`). The body keeps its next-token head for this.
     """
 
     def __init__(self, end_of_prompt: list[int]):

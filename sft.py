@@ -104,7 +104,7 @@ PAPER = {
 }
 PRESETS = {
     "tiny": {"max_rows": 2000},
-    "class": {"max_rows": 8000},
+    "class": {"max_rows": 7000},
     "toy": {},
     "small": {"batch_tokens": 4096, "learning_rate": 1e-3},
     "llama-2-7b": PAPER,

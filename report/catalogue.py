@@ -8,7 +8,7 @@ from report.blocks import Block, Figure, Section, Table
 from report.models import PIPELINE, command
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-NO_SCRIPTS = ("__init__", "common")  # of the files there
+NO_SCRIPTS = ("__init__", "__main__", "all", "publish")  # of the files there
 
 
 class Script(NamedTuple):
@@ -77,7 +77,7 @@ def missing_section(metrics: dict, out: Path) -> Section:
             rows.append([name, f"`{command(name, out)}`"])
     for name, script in scripts().items():
         if not script.results:
-            rows.append([f"experiments/{name}", f"`python experiments/{name}.py`"])
+            rows.append([f"experiments/{name}", f"`python -m experiments.{name}`"])
     if not rows:
         return Section(title, ["Everything was run."])
     introduction = "Nothing is wrong with these; they are waiting for you."

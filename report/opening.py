@@ -199,7 +199,7 @@ def health_text(metrics: dict) -> str:
     if not health:
         return (
             "This run is not compared with reference runs: they are of the toy world's test prompts"
-            " and of the default pipeline (`python experiments/reference.py`)."
+            " and of the default pipeline (`python -m experiments.reference`)."
         )
     outside = []
     far_outside = []
@@ -255,8 +255,8 @@ def health_section(metrics: dict, out: Path) -> Section:
     small_print = (
         "The band is a prediction interval: where one more healthy run lies with 95 %, mean ± t s"
         f" √(1 + 1/n) over {len(metrics['reference_seeds'])} whole runs with the default settings"
-        f" (seeds {', '.join(metrics['reference_seeds'])}; `experiments/reference.py`). The paper"
-        " has no such figure."
+        f" (seeds {', '.join(metrics['reference_seeds'])}; `python -m experiments.reference`). The"
+        " paper has no such figure."
     )
     caption = "This run in the band of the reference runs."
     figure = Figure(caption, panels, small_print=small_print)

@@ -86,7 +86,7 @@ def _accuracy_table(rows: list[list[str]]) -> Table:
         " a grade). The annotator chooses with some noise, as people do; its row is of its scores"
         " without the noise, about the best that a model can reach. Fresh pairs: a round's, before"
         " its reward model learned them, between two newer models and so harder."
-        " `experiments/table08_accuracy_by_rating.py` has thousands."
+        " `python -m experiments.table08_accuracy_by_rating` has thousands."
     )
     return Table(caption, columns, rows, small_print)
 
@@ -214,7 +214,7 @@ def _temperature_figure(metrics: dict, tried: dict[str, dict[float, float]], sam
     small_print = (
         f"As Fig. 8: reward of the best of {samples} answers to 48 dev prompts. The paper draws"
         " curves over N and finds 1.2 to 1.3 best after RLHF; ours tries the few temperatures of"
-        " the setting. `experiments/figure08_temperature.py` draws Fig. 8 itself."
+        " the setting. `python -m experiments.figure08_temperature` draws Fig. 8 itself."
     )
     by_temperature = Panel("best of K by temperature", curves, "temperature", "reward, a logit")
     curve = Curve("chosen", list(chosen), list(chosen.values()), style="-o")
@@ -321,7 +321,7 @@ def _adherence_table(adherence: dict) -> Table:
     small_print = (
         "As Table 30. The same few dialogs for each model, under one or two training constraints"
         " (words, names, hobbies, styles), temperature 0.7. In the paper people judge, here exact"
-        " markers. `experiments/table30_gatt.py` has the controls and unseen words."
+        " markers. `python -m experiments.table30_gatt` has the controls and unseen words."
     )
     columns = ["", *(f"turn {turn}" for turn in turns), "mean"]
     return Table(caption, columns, rows, small_print)

@@ -1217,7 +1217,7 @@ def test_command():
 def test_scripts(tmp_path, monkeypatch):
     """Each result belongs to its script; scripts without results have none."""
     (tmp_path / "results").mkdir()
-    for name in ("table08_accuracy", "seeds", "new", "common"):
+    for name in ("table08_accuracy", "seeds", "new", "all"):
         (tmp_path / f"{name}.py").write_text(f'"""About {name}.\n\nMore."""\n')
     for name in ("table08.json", "table08.png", "seeds.json", "seeds-tiny.json"):
         (tmp_path / "results" / name).write_bytes(b"x")
