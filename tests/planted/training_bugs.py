@@ -74,8 +74,8 @@ BUGS = [
     Bug(
         "warm-up: of what is left after a kill",
         "sft:optimise",
-        "warmup_fraction * len(plan)",
-        "warmup_fraction * (len(plan) - first)",
+        "cosine_lr(step, len(plan),",
+        "cosine_lr(step - first, len(plan) - first,",
         TEST + "optimise_warms_up_once",
     ),
     Bug(

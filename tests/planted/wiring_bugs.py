@@ -376,7 +376,7 @@ BUGS = [
         "the best temperature is not used",
         SAMPLE,
         "temperature=temperature",
-        "temperature=settings.temperature",
+        "temperature=settings.temperatures[0]",
         TEST + "rounds_sample",
     ),
     Bug(
