@@ -693,12 +693,12 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     for folder in lineage.pooled:
         inputs[f"samples of {folder.name}"] = folder / "samples.jsonl"
     check_same_prompts(lineage.pooled, prompts_file, settings.max_prompts)
-    aside = ("rounds", "init", "mix", "name")
-    if not stage.begin(inputs, aside):
-        return None
-
+    # read before the folder is begun, so that a bad line leaves all as it was
     pair_prompts = read_prompts(prompts_file)
     check_annotator(settings.annotator, pair_prompts)
+    if not stage.begin(inputs, aside=("rounds", "init", "mix", "name")):
+        return None
+
     prompts = pair_prompts[: settings.max_prompts or None]
     probe = prompts
     if settings.prompts == "toy":

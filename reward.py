@@ -603,7 +603,8 @@ def _print_accuracies(title: str, table: dict[str, dict[str, float]]) -> None:
     for name, accuracies in table.items():
         line = f"{name:<16}"
         for column in columns:
-            line += f"{accuracies.get(column, float('nan')):>15.3f}"
+            shown = f"{accuracies[column]:.3f}" if column in accuracies else "-"
+            line += f"{shown:>15}"
         print(line)
 
 
@@ -675,23 +676,20 @@ def main(argv: list[str] | None = None) -> None:
     extra = _find_extra(settings)
     inputs = _inputs(settings, init, prompt_files[0], extra)
     for axis in _pick_axes(settings):
+        # files are read before the folder is begun, so that a bad line leaves all as it was
         stage = Stage(settings, f"reward-{axis}")
+        policy, tokenizer = _load_start(settings, init, stage.device)
+        pairs, held_out, rest = _read_files(settings, axis, tokenizer, policy, extra)
         if not stage.begin(inputs, aside=("axis",), axis=axis):
             continue
 
-        # 1. preferences: sample two answers to each prompt and compare them, or read a file
-        policy, tokenizer = _load_start(settings, init, stage.device)
-        context = policy.args.max_seq_len
-        longest = min(settings.max_tokens or context, context)
-        if settings.data:
-            pairs, held_out = _read_data(settings, axis, tokenizer, longest)
-        else:
+        # 1. preferences: sample two answers to each prompt and compare them, if there is no file
+        if not settings.data:
             pairs, held_out = _collect(stage, axis, policy, tokenizer, prompt_files)
         _check_any(pairs, stage.folder)
 
         # 2. mix in a share of the rest, but none with the prompt of a held-out pair
         share = settings.mix_share[AXES.index(axis)]
-        rest = preferences.read_pairs(extra, axis, tokenizer, longest) if share else []
         rest = preferences.without_prompts_of(rest, held_out)
         mixed = preferences.mix_pairs(pairs, rest, share, settings.seed)
         write_records(stage.folder / "pairs.jsonl", mixed)
@@ -710,6 +708,7 @@ def main(argv: list[str] | None = None) -> None:
             results |= report_accuracy(model, tokenizer, held_out, axis)
         save_reward_model(stage.folder, model, tokenizer)
         stage.finish(results)
+    print(f"fool them: python -m play try --out {settings.out}")
 
 
 def _read_settings(argv: list[str] | None) -> Settings:
@@ -787,14 +786,24 @@ def _load_start(
     return policy, tokenizer
 
 
-def _read_data(
-    settings: Settings, axis: str, tokenizer: Tokenizer, longest: int
-) -> tuple[list[Pair], list[Pair]]:
-    """--data: (pairs to learn from, pairs held out). With folds all are learned from."""
-    pairs = preferences.read_pairs(settings.data, axis, tokenizer, longest)
-    if settings.folds:
-        return pairs, []
-    return preferences.hold_out_by_prompt(pairs, settings.seed)
+def _read_files(
+    settings: Settings, axis: str, tokenizer: Tokenizer, policy: Transformer, extra: str
+) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """From --data pairs to learn from and pairs held out, and the rest from --extra.
+
+    With folds all of --data is learned from.
+    """
+    context = policy.args.max_seq_len
+    longest = min(settings.max_tokens or context, context)
+    pairs, held_out, rest = [], [], []
+    if settings.data:
+        pairs = preferences.read_pairs(settings.data, axis, tokenizer, longest)
+        if not settings.folds:
+            pairs, held_out = preferences.hold_out_by_prompt(pairs, settings.seed)
+    if settings.mix_share[AXES.index(axis)]:
+        rest = preferences.read_pairs(extra, axis, tokenizer, longest)
+    encode_pairs(tokenizer, pairs + held_out + rest, context)  # tells of what is too long
+    return pairs, held_out, rest
 
 
 def _collect(

@@ -489,7 +489,8 @@ def main(argv: list[str] | None = None) -> None:
     results = {}
     if dev_dialogs:
         results["dev_loss"] = held_out_loss(model, dev_dialogs)
-        print(f"\nheld-out loss {results['dev_loss']:.3f} nats per answer token")
+        loss = results["dev_loss"]
+        print(f"\nheld-out loss {loss:.3f} nats per answer token, on {dev_file.name}")
     stage.finish(results)
     print(f"chat: python -m play chat {stage.folder}")
 

@@ -3,6 +3,7 @@
 python -m experiments.publish
 """
 
+import argparse
 import html
 import re
 from pathlib import Path
@@ -167,6 +168,7 @@ def _text(text: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     DOCS.parent.mkdir(exist_ok=True)
     with atomic_write(DOCS) as file:
         file.write(page().encode())

@@ -10,7 +10,7 @@ helpfulness score.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import Answer, Prompt, Tokenizer
+from data import Answer, InputError, Prompt, Tokenizer
 from data.preferences import GivenAnswer
 from eval import VERSIONS
 from model import Transformer
@@ -44,6 +44,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_positive(self, "n", "temperature", "max_new_tokens")
+        if not self.question.strip():
+            raise InputError("the question is empty")
 
 
 def candidates(

@@ -107,7 +107,7 @@ def _talk(model: Transformer, tokenizer: Tokenizer, settings: Settings) -> None:
     while True:
         try:
             line = input("> ").strip()
-        except EOFError:
+        except (EOFError, RuntimeError):  # the input has ended, or there is none
             return
         except KeyboardInterrupt:  # nothing is lost: there is nothing to go on with
             print()

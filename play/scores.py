@@ -169,5 +169,5 @@ def ask(question: str) -> str:
     """A line as it was typed, "" at the end of the input."""
     try:
         return input(question).strip()
-    except EOFError:
+    except (EOFError, RuntimeError):  # RuntimeError: there is no input at all
         return ""

@@ -28,7 +28,8 @@ def scripts() -> dict[str, Script]:
         if path.stem in NO_SCRIPTS:
             continue
         docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
-        title = docstring.splitlines()[0] if docstring else path.stem
+        first_paragraph = docstring.split("\n\n")[0] if docstring else path.stem
+        title = " ".join(first_paragraph.split())
         belonging = [file for file in results if _belongs(file.stem, path.stem)]
         table[path.stem] = Script(title, belonging)
     return table

@@ -17,6 +17,7 @@ import rejection_sampling
 import reward
 import runtime
 import sft
+from data import InputError
 from play import chat
 from tests.helpers import (
     TINY,
@@ -476,3 +477,18 @@ def test_stage_json_that_was_edited(tmp_path, capfd):
     data = write_lines(tmp_path / "rows.jsonl", [GOOD])
     line = error_of(capfd, sft.main, *TINY, "--out", tmp_path, "--data", data, "--dev-data", "none")
     assert "is not the folder of a stage" in line
+
+
+def test_a_bad_line_leaves_a_finished_stage_as_it_was(tmp_path):
+    """--fresh clears a folder only once all files have been read."""
+    out = tmp_path / "out"
+    shutil.copytree(chain()[0], out)
+    bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": [user("Hi")], "is_safety": "no"}])
+    for main, folder, argv in [
+        (reward.main, "reward-helpfulness", ["--axis", "helpfulness", "--data", bad]),
+        (rejection_sampling.main, "rlhf-v2", ["--rounds", 2, "--prompts", bad, "--pool", "last"]),
+    ]:
+        before = sorted(file.name for file in (out / folder).rglob("*"))
+        with pytest.raises(InputError, match="bad.jsonl, line 1"):
+            run_quietly(main, *TINY, "--out", out, "--fresh", *argv)
+        assert sorted(file.name for file in (out / folder).rglob("*")) == before

@@ -595,6 +595,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
     """`--data`: no prompt of a held-out pair is trained on, not even by what `--extra` mixes in;
     folds neither.
     """
+    start = chain()[0] / "sft"  # made before parts of it are replaced
     rows = [
         row(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 3." if i % 2 else "No.")
         for i in range(60)
@@ -625,7 +626,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
         "--mix-share",
         "0.5,0.5",
         "--init",
-        chain()[0] / "sft",
+        start,
     )
     run_quietly(reward.main, *common, "--out", tmp_path / "out")
     assert len(held[0]) == 3 and len(trained[0]) == 27 and not held[0] & trained[0]

@@ -414,9 +414,9 @@ BUGS = [
     ),
     Bug(
         "held-out pairs are trained on",
-        "reward:_read_data",
-        "return preferences.hold_out_by_prompt(pairs, settings.seed)",
-        "return pairs, preferences.hold_out_by_prompt(pairs, settings.seed)[1]",
+        "reward:_read_files",
+        "pairs, held_out = preferences.hold_out_by_prompt(pairs, settings.seed)",
+        "_, held_out = preferences.hold_out_by_prompt(pairs, settings.seed)",
         "test_reward_data::test_main_holds_out_by_prompt",
     ),
     Bug(
