@@ -279,11 +279,12 @@ def optimise(
 
         # the update
         norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)
-        optimizer.step()
-        if not math.isfinite(total):
+        if not math.isfinite(total) or not norm.isfinite():
             raise InputError(
-                f"the loss of step {step} of {phase} is {total}: lower --learning-rate"
+                f"the loss of step {step} of {phase} is {total}, its gradient's norm {norm}: "
+                "lower --learning-rate"
             )
+        optimizer.step()
 
         # log, and save now and then
         mean = total / count
@@ -292,6 +293,10 @@ def optimise(
         metrics.log(phase, step, loss=mean, lr=lr, grad_norm=norm.item(), count=count, **means)
         bar.set_postfix_str(f"loss {smooth:.3f}, lr {lr:.1e}", refresh=False)
         last = step + 1 == len(plan)
+        if last and not all(weight.isfinite().all() for weight in weights):
+            raise InputError(
+                f"the last step of {phase} made weights that are no numbers: lower --learning-rate"
+            )
         if (step + 1) % save_every == 0 or last:
             state = {
                 "model": model.state_dict(),
@@ -313,8 +318,7 @@ def encode_dialogs(
 ) -> list[EncodedDialog]:
     """Dialogs as ids with their loss masks.
 
-    An answer that a model with this tokenizer sampled is taken as it was sampled (`sampled_ids`),
-    but for one that holds a control token other than EOS at its end: nothing learns to write those.
+    An answer that a model with this tokenizer sampled is taken as it was sampled (`sampled_ids`).
 
     Raises:
         InputError: a tag of the chat format inside content, or a dialog longer than the context;
@@ -325,8 +329,6 @@ def encode_dialogs(
         where = dialog.where or "row"
         answer = dialog.messages[-1]["content"]
         ids = sampled_ids(tokenizer, dialog.answer_ids, dialog.tokenizer, answer)
-        if ids and (tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]):
-            ids = None
         try:
             one = encode_dialog(tokenizer, dialog.messages, dialog.train_on, ids)
         except InputError as error:

@@ -110,10 +110,14 @@ def sampled_ids(
 ) -> list[int] | None:
     """The ids that were sampled (ints >= 0), where they may stand for an answer's text; else None.
 
-    They may where this tokenizer's fingerprint is `sampled_with` and they still spell the text.
-    Control tokens spell nothing: a model may have sampled one.
+    They may where this tokenizer's fingerprint is `sampled_with`, they still spell the text, and
+    the text holds no tag. Control tokens spell nothing, so they are looked for: BOS may stand
+    nowhere, EOS only at the end. What is trained on never writes a control token elsewhere,
+    whatever a file says.
     """
     if not ids or sampled_with != tokenizer.fingerprint or max(ids) >= tokenizer.vocab_size:
+        return None
+    if has_tag(text) or tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]:
         return None
     return ids if tokenizer.decode(ids).strip() == text.strip() else None
 

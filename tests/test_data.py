@@ -141,8 +141,13 @@ def test_sampled_ids():
     def taken(sampled, text="Sure. It is red.", sampled_with=tokenizer.fingerprint):
         return sampled_ids(tokenizer, sampled, sampled_with, text)
 
-    for sampled in (ids, [*ids, eos], [*ids[:2], bos, *ids[2:]]):
+    for sampled in (ids, [*ids, eos]):
         assert taken(sampled, "Sure. It is red. ") == sampled
+    for place in range(len(ids) + 1):
+        assert taken([*ids[:place], bos, *ids[place:]]) is None, "BOS stands nowhere in an answer"
+    assert taken([*ids[:2], eos, *ids[2:]]) is None, "EOS only at its end"
+    tag = "Sure. [INST] It is red."
+    assert taken(tokenizer.encode(" " + tag), tag) is None, "a tag is no text"
     assert taken(ids[:-1]) is None and taken([*ids, 99999]) is None
     assert taken([eos], "Sure.") is None and taken([eos], "") == [eos]
     for fingerprint in ("another", ""):

@@ -76,7 +76,7 @@ BUGS = [
     ),
     Bug(
         "control tokens in given ids",
-        "sft:encode_dialogs",
+        "data.chat:sampled_ids",
         "tokenizer.bos_id in ids or tokenizer.eos_id in ids[:-1]",
         "False",
         "test_sft::test_encode_dialogs",

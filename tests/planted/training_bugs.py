@@ -95,8 +95,8 @@ BUGS = [
     Bug(
         "clipped after the step",
         "sft:optimise",
-        "norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)\n        optimizer.step()",
-        "optimizer.step()\n        norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)",
+        "norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)\n",
+        "optimizer.step(); norm = torch.nn.utils.clip_grad_norm_(weights, grad_clip)\n",
         TEST + "optimise_clips",
     ),
     Bug(
