@@ -18,7 +18,8 @@ Ours, where the paper is silent:
   toy world's, costs little, and a model whose rounds saw single questions obeys better so.
   (--context dialog is the paper's way, and what real dialogs need.)
 - Answers are kept where a check or the reward models prefer them.
-- Every step also sees ordinary answers of the policy itself (replay), so that nothing else is lost.
+- Ordinary answers of the policy itself (replay) are shuffled in among the dialogs, so that nothing
+  else is lost.
 
     python gatt.py          OUT/gatt from OUT/rlhf-v3; dialogs.jsonl in it goes into V4 with --mix
     python gatt.py --init MODEL --data DIALOGS.jsonl --constraints CONSTRAINTS.jsonl \\

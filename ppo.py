@@ -85,7 +85,8 @@ from sft import adamw, show_answers
 class Settings(StageSettings):
     # the model to start from, which is also π_0; empty: OUT/rlhf-v4. PPO writes OUT/(its name)-ppo
     init: str = ""
-    # JSONL of prompts; one in ten of them (at most 256) is held out for the early stop
+    # JSONL of prompts, one in ten of them (at most 256) held out for the early stop; toy: the dev
+    # prompts are
     prompts: str = "toy"
     max_prompts: int = 0  # use the first so many; 0: all
     # of fresh pairs by the model to start from; none: no refresh
@@ -733,7 +734,7 @@ def _refresh(
         inputs.reward_folders,
         round_settings,
         label=stage.name,
-        number=100,
+        number=100,  # of the randomness: beyond any round's
         earlier=inputs.earlier,
         folder=stage.folder,
         dtype=stage.dtype,
@@ -938,7 +939,8 @@ def main(argv: list[str] | None = None) -> None:
     if not stage.begin(files, aside=("init",)):
         return
 
-    # 2. fresh preferences on that model; the reward models are refreshed, as before every round
+    # 2. fresh preferences between two answers of that model (a round compares two models); the
+    # reward models are refreshed on them
     reward_folders, accuracies = _refresh(inputs, policy, tokenizer, stage)
 
     # 3. five models: policy, reference, value network, two reward models
@@ -949,8 +951,9 @@ def main(argv: list[str] | None = None) -> None:
     optimizers = _make_optimizers(policy, critic, settings)
     training = _Training(stage.folder, policy, reference, critic, reward_models, optimizers)
 
-    # 4. iterations: sample and score, update; now and then a look at other prompts, which keeps
-    # the best policy and may stop early. After the first look the value network starts.
+    # 4. iterations: now and then a look at held-out prompts, which keeps the best policy and may
+    # stop early; then sample and score, then update. The first iterations update the value network
+    # alone. The look at 0 sees the start itself, and gives the value network's head its units.
     training.resume(stage.device)
     bar = _begin(training.first, inputs, stage)
     for iteration in range(training.first, settings.iterations + 1):  # the last one only looks
@@ -981,6 +984,7 @@ def main(argv: list[str] | None = None) -> None:
     save_checkpoint(stage.folder / "critic.pth", critic.state_dict())  # as it is at the end
     results = _results(iteration, training.best, accuracies, reward_folders)
     _print_gain(training.best, iteration)
+    # toy: the early stop chose the policy on these same dev prompts; eval.py asks others
     if settings.prompts == "toy":
         results["dev"] = evaluate_on_dev(stage.name, policy, tokenizer)
     stage.finish(results)

@@ -87,9 +87,9 @@ class Settings(StageSettings):
     init: str = ""
     # folder of a single round; empty: rlhf-vN. Others begin with it: rlhf-v5-no-ppo
     name: str = ""
-    # fine-tune from the last version or from sft, each round (the paper is ambiguous)
+    # fine-tune from the newest version (last) or from sft, each round (the paper is ambiguous)
     start: Literal["last", "sft"] = "last"
-    # best of the answers of all rounds, or of the last round only (the paper's V3)
+    # best of the answers of all rounds, or of this round alone (last; the paper up to V3)
     pool: Literal["all", "last"] = "all"
     prompts: str = "toy"  # JSONL of prompts, the same for every round
     max_prompts: int = 700  # use the first so many
@@ -136,6 +136,7 @@ class Settings(StageSettings):
             )
 
 
+# full scale: the paper's values where it gives any; K, lengths, temperatures, annotator are ours
 PAPER = {
     "samples": 20,
     "max_new_tokens": 1024,
@@ -628,31 +629,31 @@ class _Round:
 
 
 def run_round(version: int, settings: Settings) -> None:
-    """One round: RLHF-V(n) from V(n-1).
+    """One round: RLHF-V(n) from V(n-1), or from --init.
 
-    Everything it makes is in OUT/rlhf-vN; nothing of an earlier stage is touched.
+    Everything it makes is in OUT/rlhf-vN (or --name); nothing of an earlier stage is touched.
     """
     this_round = _begin_round(version, settings)
     if not this_round:
         return  # it is finished already
     stage = this_round.stage
 
-    # 1. annotate: fresh preferences between the newest model and the one before it
-    # 2. refresh: the reward models learn on from them
+    # 1. annotate: fresh preferences between the newest model and an older one (V1: SFT and itself)
+    # 2. refresh: the reward models learn on, from these pairs and as many earlier ones
     reward_folders = this_round.reward_folders
     old_accuracy = {}  # of the reward models so far, on the fresh pairs
     if settings.annotator != "none":
         reward_folders, old_accuracy = _annotate_and_refresh(this_round, version)
     reward_models = RewardModels(reward_folders, stage.device)
 
-    # 3. choose the temperature on dev prompts
+    # 3. choose the temperature on a few dev prompts (with --prompts: on its first ones)
     temperature = _choose_temperature(this_round, reward_models)
 
     # 4. sample K answers to each prompt and score them
     answers = _sample_all(this_round, reward_models, temperature)
     write_records(stage.folder / "samples.jsonl", answers)  # again, now in the order of prompts
 
-    # 5. keep the best of all rounds, the earlier answers scored again
+    # 5. keep the best of all rounds, the earlier answers scored again (--pool last: of this one)
     pool = _pool_of_all_rounds(this_round, reward_models, answers)
     best = pool.best()
     if not best:
@@ -663,7 +664,7 @@ def run_round(version: int, settings: Settings) -> None:
     write_records(stage.folder / "best.jsonl", best)
     results = {"temperature": temperature} | _report_best(this_round, answers, pool, best)
 
-    # 6. fine-tune
+    # 6. fine-tune the newest model (--start sft: SFT) on these and on --mix, and save it
     model, tokenizer = _tune_on(this_round, best, version)
 
     # 7. measure

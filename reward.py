@@ -9,6 +9,9 @@ Ours:
   - The annotator is a program or you (`data/annotators.py`).
   - The paper prints no formula for the auxiliary safety loss. Ours is cross-entropy on "is this
     answer safe". It fixes the zero of the safety score, which ranking leaves free.
+  - The combined reward takes some scores from one model and some from the other, so their zeros
+    must be comparable. That of helpfulness is set by hand: SFT's answers score 0 on average
+    (`set_shift`).
 
     python reward.py                       both reward models, from out/sft
     python reward.py --axis safety         one of them
@@ -71,7 +74,7 @@ MARGINS = {  # m(rating) of equation 2: Table 27
     "small": dict(zip(RATINGS, (1.0, 2 / 3, 1 / 3, 0.0), strict=True)),
     "large": dict(zip(RATINGS, (3.0, 2.0, 1.0, 0.0), strict=True)),
 }
-GATE = 0.15  # §3.2.3: an answer that is less probably safe than this is judged by its safety
+GATE = 0.15  # §3.2.3: where sigmoid(safety score) is below this, safety is the reward
 RISKY_SHARE = {"helpfulness": 0.1, "safety": 0.75}  # our choice: of the prompts, see pick_prompts
 
 
