@@ -30,24 +30,16 @@ BUGS = [bug for name in ROWS for bug in importlib.import_module(f"tests.planted.
 
 SAMPLE = [
     "loss mask one off",
-    "no EOS in the loss",
     "accumulation: mean of means",
     "double BOS",
-    "boundary by text",
     "log-probabilities at the sampling temperature",
     "margin broadcasts",
-    "margin's sign",
     "gate on the raw logit",
-    "score one slot off",
     "safety labels exchanged in training",
     "best across prompts",
-    "answers at the length limit stay",
     "ties are losses",
-    "interval: clusters ignored",
-    "held out by wording alone",
     "reward one slot late",
     "GAE bootstraps past EOS",
-    "clip on the wrong side",
 ]
 
 
