@@ -42,7 +42,7 @@ from data import (
 from data.chat import encode_turn
 from data.jsonl import AXES
 from model import KVCache, Transformer, sample_top_p
-from reward import RewardModel
+from reward import GATE, RewardModel
 from runtime import (
     atomic_write,
     cached_answers,
@@ -591,7 +591,7 @@ def wrongly_gated(
     quality: list[float],
     is_safety: list[bool],
     clusters: list | None = None,
-    threshold: float = 0.15,
+    threshold: float = GATE,
 ) -> Interval:
     """Of good answers to prompts without a tag, the share that the gate of §3.2.3 still takes from
     the helpfulness model: their safety score's sigmoid is below the threshold. It should be small.

@@ -553,9 +553,9 @@ def generate(
     for row_ids, row_logprobs, limit in zip(
         all_ids.tolist(), all_logprobs.tolist(), limits, strict=True
     ):
-        found = eos_id in row_ids[:limit]
-        end = row_ids.index(eos_id) + 1 if found else limit
+        ended = eos_id in row_ids[:limit]
+        end = row_ids.index(eos_id) + 1 if ended else limit
         generations.append(
-            Generation(row_ids[:end], row_logprobs[:end], "eos" if found else "length")
+            Generation(row_ids[:end], row_logprobs[:end], "eos" if ended else "length")
         )
     return generations

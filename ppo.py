@@ -760,7 +760,7 @@ class _Training:
         self.answers_file = self.folder / "rollouts.jsonl"
         self.checkpoint_file = self.folder / "checkpoint-ppo.pth"
         self.best_file = self.folder / "checkpoint-best.pth"
-        self.parts = {
+        self.saved = {
             "policy": self.policy,
             "critic": self.critic,
             "policy optimizer": self.optimizers["policy"],
@@ -768,7 +768,7 @@ class _Training:
         }
 
     def save(self, next_iteration: int) -> None:
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {name: part.state_dict() for name, part in self.saved.items()}
         state["iteration"] = next_iteration
         state["best"] = self.best
         state["stale"] = self.stale
@@ -781,7 +781,7 @@ class _Training:
             self.first = state["iteration"]
             self.best = state["best"]
             self.stale = state["stale"]
-            for name, part in self.parts.items():
+            for name, part in self.saved.items():
                 part.load_state_dict(state[name])
         self.metrics.rewind("ppo", self.first)
         self.metrics.rewind("held-out", self.first)

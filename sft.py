@@ -292,12 +292,13 @@ def optimise(
         means = {name: value / count for name, value in sums.items()}
         metrics.log(phase, step, loss=mean, lr=lr, grad_norm=norm.item(), count=count, **means)
         bar.set_postfix_str(f"loss {smooth:.3f}, lr {lr:.1e}", refresh=False)
-        last = step + 1 == len(plan)
-        if last and not all(weight.isfinite().all() for weight in weights):
-            raise InputError(
-                f"the last step of {phase} made weights that are no numbers: lower --learning-rate"
-            )
-        if (step + 1) % save_every == 0 or last:
+        is_last = step + 1 == len(plan)
+        if (step + 1) % save_every == 0 or is_last:
+            if not all(weight.isfinite().all() for weight in weights):
+                raise InputError(
+                    f"step {step} of {phase} made weights that are no numbers: "
+                    "lower --learning-rate"
+                )
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),

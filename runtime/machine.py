@@ -14,17 +14,17 @@ def choose_device(name="auto"):
     auto: the first that is there of cuda, mps, cpu. InputError if the name is unknown or the device
     is not there.
     """
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
+        return torch.device(next(kind for kind in available if available[kind]))
     kind, _, index = name.partition(":")
-    if kind not in there or not (index == "" or kind == "cuda" and index.isdecimal()):
+    if kind not in available or not (index == "" or kind == "cuda" and index.isdecimal()):
         raise InputError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:0 or mps")
-    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+    if not available[kind] or (index and int(index) >= torch.cuda.device_count()):
         raise InputError(f"--device {name}: torch finds no such device on this machine")
     return torch.device(name)
 

@@ -301,11 +301,11 @@ def _remove_checkpoints(folder):
 
 def _differences(old, new, prefix=""):
     """["learning_rate 0.005 → 0.001", …]; nested dicts by dotted names."""
-    found = []
+    differences = []
     for key in {**old, **new}:
         a, b = old.get(key, "(not set)"), new.get(key, "(not set)")
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            differences += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} {a} → {b}")
-    return found
+            differences.append(f"{prefix}{key} {a} → {b}")
+    return differences

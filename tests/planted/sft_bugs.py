@@ -81,4 +81,18 @@ BUGS = [
         "False",
         "test_sft::test_encode_dialogs",
     ),
+    Bug(
+        "weights that are no numbers are saved",
+        "sft:optimise",
+        "if not all(weight.isfinite().all() for weight in weights):",
+        "if False:",
+        "test_sft::test_finetune_refuses_to_diverge",
+    ),
+    Bug(
+        "a gradient that is no number is applied",
+        "sft:optimise",
+        "if not math.isfinite(total) or not norm.isfinite():",
+        "if False:",
+        "test_sft::test_finetune_refuses_to_diverge",
+    ),
 ]
