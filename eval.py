@@ -46,6 +46,7 @@ from reward import GATE, RewardModel
 from runtime import (
     atomic_write,
     cached_answers,
+    check_between,
     check_positive,
     choose_device,
     is_finished,
@@ -108,7 +109,7 @@ def _chance_inside(angle: float, degrees: int) -> float:
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval."""
+    """A mean with its 95 % confidence interval; as text `0.500 [0.400, 0.600]`."""
 
     mean: float
     low: float
@@ -132,8 +133,12 @@ def interval(values: list[float], clusters: list | None = None, comparisons: int
         comparisons: how many intervals are read side by side (families, say). Each is widened so
             that all of them hold together with 95 % (Bonferroni: a level of 1 - .05 / comparisons).
 
+    Returns:
+        mean, low and high, rounded to six digits; infinite ends where there is one cluster.
+
     Raises:
         InputError: there are no values.
+        ValueError: values and clusters are not of the same length.
 
     >>> interval([0.0, 1.0, 1.0, 1.0])  # mean .75, standard error .25, t = 3.1824
     Interval(mean=0.75, low=-0.045612, high=1.545612)
@@ -158,7 +163,7 @@ def difference(
     first: list[float], second: list[float], clusters: list | None = None, comparisons: int = 1
 ) -> Interval:
     """Mean of first - second where both are of the same prompts (or seeds), in the same order: a
-    paired interval.
+    paired interval. ValueError where they are not of the same length.
 
     >>> difference([0.2, 0.6, 0.9], [0.1, 0.5, 0.8])  # always .1, however much the prompts differ
     Interval(mean=0.1, low=0.1, high=0.1)
@@ -207,6 +212,14 @@ def win_rate(
 
     Args:
         scores, baseline: of the two models' answers to the same prompts, in the same order.
+        clusters: a label per pair, as in `interval`.
+        tie: a difference of tie + 1e-9 is one, too, since sums of floats are not exact.
+
+    Returns:
+        the rate with its `interval`, and how many were won, tied and lost.
+
+    Raises:
+        ValueError: scores and baseline are not of the same length.
 
     >>> win_rate([1.0, 0.5, 0.2], [0.4, 0.5, 0.9]).rate
     0.5
@@ -788,7 +801,7 @@ def answer_turn(
             break
         hidden = model.features(ids[:, None], positions[:, None], cache)[:, 0]  # (batch, dim)
         # a row that has ended stays inside the cache
-        positions = (positions + 1).clamp(max=cache.keys[0].shape[1] - 1)
+        positions = (positions + 1).clamp(max=cache.max_len - 1)
     return answers
 
 
@@ -829,6 +842,9 @@ def adherence(
     Returns:
         rows {"dialog", "turn" (from 1), "obeys": [bool of each constraint]}; equal seeds ask every
         model the same.
+
+    Raises:
+        InputError: a dialog has outgrown the model's context.
     """
     rows = []
     starts = range(0, len(constraints), batch_rows)
@@ -895,6 +911,7 @@ class _Dialogs:
         for aside in range(asides, -1, -1):
             prompts = self._draw_questions(turn, aside)
             new = self._encode(prompts, is_instructed)
+            self._check_room(new, turn)
             answers = self._answer(new, turn, aside)
             for number, prompt, ids in zip(kept, prompts, answers, strict=True):
                 if aside > len(self.probed[number]):
@@ -927,6 +944,17 @@ class _Dialogs:
             question, _ = encode_turn(self.tokenizer, instruction + prompt.question)
             new.append(unread + question)
         return new
+
+    def _check_room(self, new: list[list[int]], turn: int) -> None:
+        """InputError where a dialog and its next question leave no room for an answer."""
+        context = self.model.args.max_seq_len
+        for end, ids in zip(self.ends, new, strict=True):
+            if end + len(ids) >= context:
+                raise InputError(
+                    "a dialog that measures how long an instruction lasts has outgrown the model's"
+                    f" context of {context} tokens at turn {turn + 1}: fewer turns, or eval.py with"
+                    " --dialogs 0"
+                )
 
     def _answer(self, new: list[list[int]], turn: int, aside: int) -> list[list[int]]:
         """The ids of the sampled answers."""
@@ -1131,7 +1159,7 @@ def read_reference(path: Path) -> dict[str, dict[str, float]]:
     """
     if not path.exists():
         return {}
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     if content["mark"]["world"] != world.world_hash():
         print(f"{path} is of another toy world: this run is not compared with it")
         return {}
@@ -1169,7 +1197,7 @@ class Settings:
     split: Literal["test", "dev", "train"] = "test"
     prompts: str = ""  # JSONL of prompts to ask instead of the toy world's
     answers: int = 1  # answers per prompt
-    temperature: float = 1.0  # 1: the model as it is
+    temperature: float = 1.0  # 1: the model as it is; 0: the likeliest token
     max_new_tokens: int = 96  # longest answer
     # auto: annotator; on other prompts, reward
     judge: Literal["auto", "annotator", "reward"] = "auto"
@@ -1184,6 +1212,8 @@ class Settings:
     def __post_init__(self):
         or_zero = ("temperature", "show", "dialogs")
         check_positive(self, "answers", "max_new_tokens", or_zero=or_zero)
+        if self.temperature:
+            check_between(self, 0.01, 100, "temperature")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -1356,7 +1386,7 @@ def _read_stages(out: Path) -> dict[str, dict]:
     records = {}
     for path in sorted(out.glob("*/stage.json")):
         if is_finished(path.parent):
-            records[path.parent.name] = {"results": {}} | json.loads(path.read_text())
+            records[path.parent.name] = {"results": {}} | json.loads(path.read_text("utf-8"))
     return records
 
 

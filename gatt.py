@@ -58,6 +58,7 @@ from rejection_sampling import RewardModels, best_of
 from runtime import (
     Stage,
     StageSettings,
+    check_between,
     check_positive,
     load_model,
     newest_reward_models,
@@ -111,10 +112,9 @@ class Settings(StageSettings):
             *("batch_tokens", "micro_tokens", "learning_rate"),
             or_zero=("weight_decay", "replay"),
         )
-        shares = (self.short, self.resampled)
-        if min(shares) < 0 or max(shares) > 1:
-            values = f"{self.short}, {self.resampled}"
-            raise InputError(f"wanted: --short and --resampled from 0 to 1 (are {values})")
+        check_between(self, 0, 1, "short", "resampled")
+        check_between(self, 0.01, 100, "temperature")
+        check_between(self, 1, 1000, "turns", "epochs")
         if not self.data or not self.constraints:
             files = "--data FILE.jsonl --constraints FILE.jsonl"
             raise InputError(f"--preset {self.preset} needs dialogs and constraints: {files}")

@@ -6,7 +6,6 @@ The names are those of Meta's `model.py`, so the weights of a released checkpoin
 are.
 
 Ours:
-- RoPE is written with real numbers: complex ones break on MPS.
 - The KV cache is an object of its own.
 - A batch is padded on the right. That leaves one rule about positions: a cache slot's index is its
   position, and a query at position p sees slots 0..p. Padding stands behind every real token, so
@@ -137,53 +136,54 @@ class RMSNorm(nn.Module):
 
 def precompute_rope(
     head_dim: int, max_seq_len: int, theta: float = 10000.0, device=None
-) -> tuple[Tensor, Tensor]:
-    """Tables of RoPE (Su et al. 2021): cos and sin, each (max_seq_len, head_dim), float32.
+) -> Tensor:
+    """The table of RoPE (Su et al. 2021): (max_seq_len, head_dim/2), complex64.
 
-    Pair j of a head is turned by the angle position · theta^(-2j/head_dim). Both numbers of a pair
-    share one angle, so each cosine stands twice; the sine stands as (-sin, +sin), the signs that
-    `apply_rope` needs.
+    Entry (p, j) is e^(i · angle) with the angle p · theta^(-2j/head_dim), in radians: by so much
+    pair j of a head is turned at position p.
 
-    >>> cos, sin = precompute_rope(head_dim=2, max_seq_len=2)
-    >>> sin[1]  # position 1: one radian
-    tensor([-0.8415,  0.8415])
+    >>> precompute_rope(head_dim=2, max_seq_len=2)[1]  # position 1: one radian
+    tensor([0.5403+0.8415j])
     """
     # (head_dim/2)
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     # (max_seq_len, head_dim/2)
     angles = torch.outer(torch.arange(max_seq_len, device=device).float(), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x0, x1) of neighbours into (x0 cos - x1 sin, x1 cos + x0 sin), in float32.
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Turns each pair (x0, x1) of neighbours by its angle a, computed in float32:
+    (x0 cos a - x1 sin a, x1 cos a + x0 sin a).
 
-    x (batch, seq, heads, head_dim); cos, sin (seq, head_dim) or (batch, seq, head_dim): rows of
+    That is the complex number x0 + i x1 times e^(ia): one operation, as in Meta's code.
+
+    x (batch, seq, heads, head_dim); rope (seq, head_dim/2) or (batch, seq, head_dim/2): rows of
     `precompute_rope` at the positions of x -> same shape and dtype as x. Meta pairs neighbouring
     numbers; Hugging Face pairs number j with number j + head_dim/2, and permutes wq and wk to make
     up for it.
 
-    >>> cos, sin = precompute_rope(head_dim=2, max_seq_len=2)
-    >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), cos[1:], sin[1:]).flatten()
+    >>> rope = precompute_rope(head_dim=2, max_seq_len=2)
+    >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), rope[1:]).flatten()
     tensor([0.5403, 0.8415])
     """
-    # (batch, seq, heads, head_dim), x0 and x1 exchanged
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    # one table row for all heads
-    return (x * cos.unsqueeze(-2) + swapped * sin.unsqueeze(-2)).type_as(x)
+    # (batch, seq, heads, head_dim/2)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * rope.unsqueeze(-2)  # the same for all heads
+    return torch.view_as_real(turned).flatten(-2).type_as(x)  # (batch, seq, heads, head_dim)
 
 
 class KVCache:
-    """Keys and values of every layer for the positions seen so far, each (batch, max_len, kv_heads,
-    head_dim).
+    """Keys and values of every layer for the positions seen so far, each (batch, kv_heads, max_len,
+    head_dim): all that one head reads lies together.
 
     Slot s of a row holds the token at position s. Slots behind a row's last token may hold padding
     or nothing; they are overwritten before any query is allowed to see them.
     """
 
     def __init__(self, args: ModelArgs, batch_size: int, max_len: int, device=None, dtype=None):
-        shape = (batch_size, max_len, args.kv_heads, args.head_size)
+        self.max_len = max_len
+        shape = (batch_size, args.kv_heads, max_len, args.head_size)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
 
@@ -193,18 +193,21 @@ class KVCache:
         """Writes k and v (batch, seq, kv_heads, head_dim) at `slots` (an index of batch and
         position) of one layer.
 
-        Returns that layer's first `length` slots: keys and values, each (batch, length, kv_heads,
+        Returns that layer's first `length` slots: keys and values, each (batch, kv_heads, length,
         head_dim).
         """
-        self.keys[layer][slots], self.values[layer][slots] = k, v
-        return self.keys[layer][:, :length], self.values[layer][:, :length]
+        keys, values = self.keys[layer], self.values[layer]
+        keys.transpose(1, 2)[slots] = k
+        values.transpose(1, 2)[slots] = v
+        return keys[:, :, :length], values[:, :, :length]
 
     def select(self, rows: Tensor) -> None:
         """Makes the batch consist of `rows` (n,) of the present one: drops the others, repeats
         those named twice.
         """
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        for layer in range(len(self.keys)):  # only one layer stands in memory twice
+            self.keys[layer] = self.keys[layer][rows]
+            self.values[layer] = self.values[layer][rows]
 
 
 @dataclass
@@ -212,8 +215,7 @@ class Step:
     """What all layers share during one forward pass: where its tokens stand and what they may see.
     """
 
-    cos: Tensor  # (seq, head_dim) or (batch, seq, head_dim)
-    sin: Tensor  # the same
+    rope: Tensor  # (seq, head_dim/2) or (batch, seq, head_dim/2)
     mask: Tensor | None  # (batch, 1, group*seq, length), True: may be seen; None: plain causal
     cache: KVCache | None
     slots: tuple  # where in the cache this pass writes
@@ -238,22 +240,22 @@ class Attention(nn.Module):
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (batch, seq, n_heads, head_dim)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # (batch, seq, kv_heads, head_dim)
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))  # (batch, seq, kv_heads, head_dim)
-        q, k = apply_rope(q, step.cos, step.sin), apply_rope(k, step.cos, step.sin)
-        if step.cache is not None:
-            # (batch, length, kv_heads, …)
+        q, k = apply_rope(q, step.rope), apply_rope(k, step.rope)
+        if step.cache is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)  # (batch, kv_heads, seq, head_dim)
+        else:
+            # (batch, kv_heads, length, head_dim)
             k, v = step.cache.update(self.layer_id, k, v, step.slots, step.length)
-        # (batch, heads, seq or length, head_dim)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q = q.transpose(1, 2)  # (batch, n_heads, seq, head_dim)
         if step.mask is None:
-            # (batch, n_heads, seq, …)
+            # (batch, n_heads, seq, head_dim)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
             # the query heads of a group queue up as further queries of their key head: a view,
             # nothing is repeated
-            y = F.scaled_dot_product_attention(
-                q.reshape(*k.shape[:2], -1, self.head_dim), k, v, attn_mask=step.mask
-            )
-            y = y.reshape(q.shape)  # (batch, n_heads, seq, …)
+            queries = q.reshape(*k.shape[:2], -1, self.head_dim)
+            y = F.scaled_dot_product_attention(queries, k, v, attn_mask=step.mask)
+            y = y.reshape(q.shape)  # (batch, n_heads, seq, head_dim)
         return self.wo(y.transpose(1, 2).flatten(2))  # (batch, seq, dim)
 
 
@@ -303,16 +305,16 @@ class Transformer(nn.Module):
         self.output = nn.Linear(args.dim, args.vocab_size, bias=False)
         if args.tie_word_embeddings:
             self.output.weight = self.tok_embeddings.weight
-        self.rope: tuple[Tensor, Tensor] | None = None  # see rope_tables
+        self.rope: Tensor | None = None  # see rope_table
 
-    def rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin (max_seq_len, head_dim), made at first use on a device.
+    def rope_table(self, device: torch.device) -> Tensor:
+        """`precompute_rope` of this model's sizes, made at first use on a device.
 
-        They are neither parameters nor buffers: so they stay float32 in a bfloat16 model, and a
-        model that was built on the `meta` device needs nothing but its weights.
+        It is neither a parameter nor a buffer: so it stays exact in a bfloat16 model, and a model
+        that was built on the `meta` device needs nothing but its weights.
         """
-        if self.rope is None or self.rope[0].device != device:
-            # tables first made while sampling must serve training, too
+        if self.rope is None or self.rope.device != device:
+            # a table first made while sampling must serve training, too
             with torch.inference_mode(False):
                 self.rope = precompute_rope(
                     self.args.head_size, self.args.max_seq_len, self.args.rope_theta, device
@@ -320,7 +322,11 @@ class Transformer(nn.Module):
         return self.rope
 
     def features(
-        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        length: int | None = None,
     ) -> Tensor:
         """tokens (batch, seq) -> what the output matrix (or a reward head) reads: (batch, seq,
         dim), normed.
@@ -328,17 +334,22 @@ class Transformer(nn.Module):
         No positions: tokens stand at 0, 1, 2, …; each sees itself and all before it (training; with
         a cache, prefill). With positions (batch, seq) and a cache: each token is written at its own
         slot and sees the slots up to it (decoding, where rows have different lengths). Without a
-        cache, positions only set the rotation. Raises ValueError if a sequence is longer than
-        max_seq_len.
+        cache, positions only set the rotation.
+
+        length: more than all positions; None: it is looked up, which on a GPU waits for all that
+        is under way. Raises ValueError if a sequence is longer than max_seq_len.
         """
-        length = tokens.shape[1] if positions is None else int(positions.max()) + 1
+        if positions is None:
+            length = tokens.shape[1]
+        elif length is None:
+            length = int(positions.max()) + 1
         if length > self.args.max_seq_len:
             raise ValueError(
                 f"a sequence of {length} tokens is longer than max_seq_len, {self.args.max_seq_len}"
             )
-        cos, sin = self.rope_tables(tokens.device)
+        rope = self.rope_table(tokens.device)
         if positions is None:
-            step = Step(cos[:length], sin[:length], None, cache, np.s_[:, :length], length)
+            step = Step(rope[:length], None, cache, np.s_[:, :length], length)
         else:
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]  # (batch, 1)
             mask = None
@@ -347,7 +358,7 @@ class Transformer(nn.Module):
                 mask = torch.arange(length, device=tokens.device) <= positions[:, :, None]
                 # (…, 1, group*seq, length)
                 mask = mask.repeat(1, self.args.n_heads // self.args.kv_heads, 1)[:, None]
-            step = Step(cos[positions], sin[positions], mask, cache, (rows, positions), length)
+            step = Step(rope[positions], mask, cache, (rows, positions), length)
         x = self.tok_embeddings(tokens)  # (batch, seq, dim)
         for layer in self.layers:
             x = layer(x, step)  # (batch, seq, dim)
@@ -360,6 +371,13 @@ class Transformer(nn.Module):
         `features`.
         """
         return self.output(self.features(tokens, positions, cache)).float()
+
+    def decode(self, ids: Tensor, positions: Tensor, cache: KVCache, length: int) -> Tensor:
+        """One token further: ids (batch) at positions (batch), all below `length` -> logits of
+        what comes next, (batch, vocab_size), float32.
+        """
+        features = self.features(ids[:, None], positions[:, None], cache, length)
+        return self.output(features[:, 0]).float()
 
     @torch.no_grad()
     def init_weights(self, seed: int | torch.Generator) -> None:
@@ -421,29 +439,37 @@ def sample_top_p(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Draws one id per row: probs (batch, vocab), uniform (batch) in [0, 1) -> ids (batch).
 
     Nucleus sampling by Meta's rule: of the tokens sorted by probability, one is kept if the mass
-    *before* it is at most top_p. The draw is the inverse of the cumulative distribution at one
-    uniform number per row, so that equal numbers give equal samples.
+    *before* it is at most top_p; so is one that is as likely as the last kept. The draw is the
+    inverse of the cumulative distribution, tokens in the order of their ids, at one uniform number
+    per row, so that equal numbers give equal samples.
 
     >>> probs = torch.tensor([[0.2, 0.5, 0.3]])
-    >>> # all: ids in their own order
+    >>> # all are kept
     >>> [sample_top_p(probs, 1.0, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]
     [0, 1, 2]
-    >>> # .5 and .3 are kept; the largest comes first
+    >>> # .5 and .3 are kept
     >>> [sample_top_p(probs, 0.6, torch.tensor([u])).item() for u in (0.1, 0.6, 0.9)]
     [1, 1, 2]
     """
-    order = None
-    if top_p < 1:  # sorting is the dearest part, so not without need
-        probs, order = probs.sort(-1, descending=True)  # (batch, vocab)
-        before = probs.cumsum(-1) - probs  # (batch, vocab) mass before each token
-        probs = probs.masked_fill(before > top_p, 0.0)
+    if top_p < 1:
+        largest = _sort_descending(probs)  # (batch, vocab)
+        before = largest.cumsum(-1) - largest  # (batch, vocab) mass before each
+        n_kept = (before <= top_p).sum(-1, keepdim=True).clamp(min=1)  # (batch, 1)
+        smallest = largest.gather(-1, n_kept - 1)  # (batch, 1) that is kept
+        probs = probs.masked_fill(probs < smallest, 0.0)
     cumulative = probs.cumsum(-1)  # (batch, vocab)
     total = cumulative[:, -1:]  # (batch, 1): 1, or the mass that was kept
     # stays below the total
     threshold = torch.minimum(uniform[:, None].type_as(total) * total, total * (1 - 1e-6))
-    # (batch, 1): the first with cumulative > threshold
-    ids = torch.searchsorted(cumulative, threshold, right=True)
-    return (ids if order is None else order.gather(-1, ids)).squeeze(-1)  # (batch)
+    # the first with cumulative > threshold
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)  # (batch)
+
+
+def _sort_descending(probs: Tensor) -> Tensor:
+    """Each row's numbers, the largest first. On a CPU NumPy sorts ten times faster than torch."""
+    if probs.device.type == "cpu":
+        return torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
+    return probs.sort(-1, descending=True).values
 
 
 @dataclass
@@ -507,8 +533,8 @@ def generate(
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.tok_embeddings.weight.dtype
     cache = KVCache(args, len(distinct), slots, device, dtype)
     hidden = model.features(tokens, cache=cache)  # (distinct, longest prompt, dim)
-    # (batch, dim) at the last token
-    hidden = hidden[torch.arange(len(distinct), device=device), lengths - 1][owner]
+    last = hidden[torch.arange(len(distinct), device=device), lengths - 1]  # (distinct, dim)
+    logits = model.output(last).float()[owner]  # (batch, vocab)
     cache.select(owner)
 
     # 2. decode: one token a step for all rows that still run
@@ -519,32 +545,33 @@ def generate(
     # (batch, steps)
     all_ids = torch.zeros(len(prompts), max(limits), dtype=torch.long, device=device)
     all_logprobs = torch.zeros(len(prompts), max(limits), device=device)  # (batch, steps)
+    length = tokens.shape[1]  # how many slots are in use, known without asking the device
     for step in range(max(limits)):
-        logits = model.output(hidden).float()  # (live, vocab)
         if temperature == 0:
             ids = logits.argmax(-1)  # (live)
         else:
-            # (live)
-            ids = sample_top_p((logits / temperature).softmax(-1), top_p, uniforms[rows, step])
-        all_ids[rows, step], all_logprobs[rows, step] = ids, token_logprobs(logits, ids)
+            probs = (logits / temperature).softmax(-1)  # (live, vocab)
+            ids = sample_top_p(probs, top_p, uniforms[rows, step])  # (live)
+        all_ids[rows, step] = ids
+        all_logprobs[rows, step] = token_logprobs(logits, ids)
         if on_token is not None:
             for row, token in zip(rows[running].tolist(), ids[running].tolist(), strict=True):
                 on_token(row, token)
         running &= (ids != eos_id) & (step + 1 < ends)
-        n_running = int(running.sum())
-        if n_running == 0:
-            break
-        # closing the ranks copies the cache: not for every single row
-        if n_running < 0.8 * len(rows):
-            rows, positions, ends, ids = (
-                rows[running],
-                positions[running],
-                ends[running],
-                ids[running],
-            )
-            cache.select(running.nonzero().squeeze(-1))
-            running = running[running]
-        hidden = model.features(ids[:, None], positions[:, None], cache)[:, 0]  # (live, dim)
+        # have rows ended? On a GPU, whoever looks has to wait: only now and then
+        if device.type == "cpu" or step % 16 == 15:
+            n_running = int(running.sum())
+            if n_running == 0:
+                break
+            # closing the ranks copies the cache: not for every single row
+            if n_running < 0.8 * len(rows):
+                live = running.nonzero().squeeze(-1)  # (live)
+                rows, positions, ends = rows[live], positions[live], ends[live]
+                ids, running = ids[live], running[live]
+                cache.select(live)
+                length = int(positions.max())
+        length = min(length + 1, slots)
+        logits = model.decode(ids, positions, cache, length)  # (live, vocab)
         # an ended row still in the batch stays inside the cache
         positions = (positions + 1).clamp(max=slots - 1)
 

@@ -8,7 +8,8 @@ combined reward's logit, whitened, and π_0 the policy at the start. AdamW, cons
 
 Ours, where the paper does not say:
 - Before PPO come fresh preferences on that policy. The reward models are refreshed on them, as
-  before every round: without them PPO finds what they have not seen.
+  before every round (they go on from the last ones): without them PPO finds what they have not
+  seen.
 - The value function is a network of its own. It starts near the helpfulness model, its head
   included (one that starts as the policy learned too little about rewards in the time there is),
   and learns alone for a few iterations.
@@ -16,7 +17,8 @@ Ours, where the paper does not say:
 - The KL is paid token by token, as log π/π_0 of what was sampled. Its sum over the answer is an
   unbiased estimate. The reward stands at the answer's last token.
 - The whitening of the reward also shifts its mean to 0, batch by batch.
-- An answer that ran into the length limit (or holds a tag) gets a fixed low reward.
+- An answer that ran into the length limit (or holds a tag) gets a fixed low reward, in training
+  and by the early stop alike: repeating itself up to the limit must not win.
 - The policy samples at temperature 1 without top-p, so that what was sampled is what is trained.
 
 Deleted: entropy bonus, clipping of the value loss, further passes over a batch, adaptive β.
@@ -54,7 +56,7 @@ from model import Generation, Transformer, token_logprobs
 from rejection_sampling import PRESETS as ROUND_PRESETS
 from rejection_sampling import RewardModels, refresh_reward_models, share_gated, with_scores
 from rejection_sampling import Settings as RoundSettings
-from reward import AXES, RewardModel
+from reward import AXES, RewardModel, leave_out_too_long
 from runtime import (
     Metrics,
     Stage,
@@ -62,14 +64,15 @@ from runtime import (
     append_rows,
     as_answer,
     as_numbers,
+    check_between,
     check_positive,
     encode_prompts,
     is_finished,
-    load_checkpoint,
     load_model,
     newest_reward_models,
     parse_settings,
     require,
+    restore_checkpoint,
     resume_rows,
     run,
     sample_answers,
@@ -89,7 +92,10 @@ class Settings(StageSettings):
     # prompts are
     prompts: str = "toy"
     max_prompts: int = 0  # use the first so many; 0: all
-    # of fresh pairs by the model to start from; none: no refresh
+    # a prompt longer than the model's context: an error, or left out and counted (skip)
+    too_long: Literal["error", "skip"] = "error"
+    # of fresh pairs by the model to start from, on which the last reward models learn on; none: no
+    # refresh
     annotator: Literal["toy", "human", "file", "none"] = "toy"
     # fresh preferences before PPO; our choice: more than a round's, since PPO goes further
     helpfulness_pairs: int = 10000
@@ -106,7 +112,8 @@ class Settings(StageSettings):
     beta: float = 0.03  # weight of the KL penalty (paper: 0.01; 34B and 70B 0.005)
     gamma: float = 1.0  # discount; our choice: an answer is short
     lam: float = 0.95  # λ of generalised advantage estimation; our choice
-    cut_reward: float = -2.0  # whitened reward of an answer without EOS, or with a tag; our choice
+    # whitened reward of an answer without EOS or with a tag, at most 0 (the mean); our choice
+    cut_reward: float = -2.0
     # what the value network starts as; our choice
     value_init: Literal["policy", "reward"] = "reward"
     value_warmup: int = 5  # iterations in which the value network learns alone; our choice
@@ -134,9 +141,13 @@ class Settings(StageSettings):
             "max_kl",
             or_zero=("beta", "value_warmup", "weight_decay", "max_prompts"),
         )
-        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
-            wanted = "wanted: --gamma and --lam from 0 to 1"
-            raise InputError(f"{wanted} (are {self.gamma}, {self.lam})")
+        check_between(self, 0, 1, "clip", "gamma", "lam")
+        check_between(self, -100, 0, "cut_reward")
+        if self.value_warmup >= self.iterations:
+            raise InputError(
+                f"--value-warmup {self.value_warmup}: must be less than --iterations "
+                f"{self.iterations}, else the policy never learns"
+            )
 
 
 PAPER = {
@@ -212,8 +223,9 @@ class Critic(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens, mask (batch, seq) -> values (batch, seq), float32: at t of all tokens before t; 0
         outside of the mask."""
-        features = self.body.features(tokens[:, :-1])  # (batch, seq - 1, dim)
-        values = self.head(features).squeeze(-1).float()  # (batch, seq - 1)
+        features = self.body.features(tokens[:, :-1]).float()  # (batch, seq - 1, dim)
+        with torch.autocast(features.device.type, enabled=False):  # a scalar head needs float32
+            values = self.head(features).squeeze(-1)  # (batch, seq - 1)
         return F.pad(values, (1, 0)).masked_fill(~mask, 0.0)  # (batch, seq)
 
     @torch.no_grad()
@@ -233,8 +245,9 @@ class Critic(nn.Module):
 def whiten_rewards(scores: Tensor, shift_mean: bool = True) -> Tensor:
     """R̃_c = whiten(logit R_c) of equation 4: one number per answer, before the KL is taken off.
 
-    Our choice: statistics of the iteration's own answers (the standard deviation with n), the mean
-    shifted to 0. Without the shift only the spread becomes 1.
+    Our choice: statistics of the iteration's own answers (the standard deviation with n, plus 1e-6,
+    so that equal scores become 0), the mean shifted to 0. Without the shift only the spread becomes
+    1.
 
     Args:
         scores: (answers,) combined rewards as logits, such as `combine_rewards` gives them.
@@ -251,7 +264,8 @@ def whiten_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
     paper does not say.
 
     Args:
-        advantages: (batch, seq). mask: (batch, seq) bool; padding may hold anything.
+        advantages: (batch, seq). mask: (batch, seq) bool; outside of it may stand anything, even
+            NaN. Equal advantages become 0.
 
     >>> whiten_advantages(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
     tensor([[-1.0000,  1.0000,  0.0000]])
@@ -270,7 +284,7 @@ def kl_penalty(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         logprobs, reference: (batch, seq) log-probabilities of the same tokens in nats.
-        mask: (batch, seq) bool.
+        mask: (batch, seq) bool; outside of it may stand anything, even NaN.
 
     >>> now, before = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
     >>> kl_penalty(now, before, torch.tensor([[True, True]])).tolist()
@@ -306,7 +320,9 @@ def gae(
     the length limit alike (our choice: such an answer has its fixed reward).
 
     Args:
-        rewards, values: (batch, seq). mask: (batch, seq) bool, one run of true per row.
+        rewards, values: (batch, seq); they stay as they are.
+        mask: (batch, seq) bool, one run of true per row; outside of it may stand anything, even
+            NaN.
 
     Returns:
         (advantages, returns), (batch, seq) each, 0 outside of the mask.
@@ -340,7 +356,8 @@ def policy_loss(
 
     Args:
         logprobs, old, advantages: (batch, seq), of the policy now, of the policy that sampled.
-        mask: (batch, seq) bool.
+        mask: (batch, seq) bool; outside of it may stand anything, even NaN: no gradient flows
+            there.
 
     Returns:
         (batch, seq) losses, 0 outside of the mask; the caller divides by the tokens of the whole
@@ -605,12 +622,22 @@ def held_out(
     reward_models: RewardModels,
     prompts: list[Prompt],
     settings: Settings,
+    start: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """How good the policy is on held-out prompts; equal random numbers each time.
 
+    Training's rule holds here, too: an answer that is no example (`unusable`) counts as
+    `settings.cut_reward`, whatever it scores. That is a whitened reward. Here the start's mean and
+    spread make a logit of it, so that looks can be compared: mean + cut_reward · spread.
+
+    Args:
+        start: what this function told of the policy at the start; None: this is the start.
+
     Returns:
-        {"reward": mean combined reward, "spread": its standard deviation, "kl": nats per answer,
-        "length": tokens per answer, and for each reward model its name: mean score}.
+        {"reward": mean combined reward, a logit, by which the best policy is kept; "scored": the
+        same mean, had each answer counted as it was scored; "spread": standard deviation of those
+        scores; "cut": share of answers that are no example; "kl": nats per answer; "length": tokens
+        per answer; and for each reward model its name: mean score}.
     """
     answers = sample_answers(
         policy,
@@ -624,9 +651,14 @@ def held_out(
     raw_scores = reward_models.scores(prompts, answers)
     answers = with_scores(answers, raw_scores)
     rewards = raw_scores["reward"]  # (answers)
+    scored = rewards.mean().item()
     spread = 1.0
     if len(answers) > 1:
         spread = max(1e-6, rewards.std().item())
+    units = start or {"scored": scored, "spread": spread}
+    is_cut = torch.tensor([bool(unusable(answer)) for answer in answers])  # (answers)
+    low = units["scored"] + settings.cut_reward * units["spread"]
+    rewards = rewards.masked_fill(is_cut, low)  # (answers)
 
     encoded = encode_prompts(reward_models.tokenizer, prompts, policy.args.max_seq_len)
     prompt_ids = [encoded[answer.index] for answer in answers]
@@ -640,7 +672,9 @@ def held_out(
         reference_sums[picked] = logprobs.sum(1)
     return {
         "reward": rewards.mean().item(),
+        "scored": scored,
         "spread": spread,
+        "cut": is_cut.float().mean().item(),
         "kl": _mean([answer.logprob for answer in answers]) - reference_sums.mean().item(),
         "length": mask.sum().item() / len(answers),
         **_mean_scores(answers),
@@ -695,14 +729,27 @@ def _read_prompts(settings: Settings) -> tuple[Path, list[Prompt], list[Prompt]]
     return file, shuffled[count:], shuffled[:count]
 
 
-def _check_inputs(inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, stage: Stage) -> None:
-    """Tells of what cannot be used before anything is made."""
-    encode_prompts(tokenizer, inputs.prompts + inputs.held_out, policy.args.max_seq_len)
+def _check_inputs(
+    inputs: _Inputs, policy: Transformer, tokenizer: Tokenizer, stage: Stage
+) -> _Inputs:
+    """Tells of what cannot be used before anything is made; the inputs without prompts that are
+    left out.
+    """
+    context = policy.args.max_seq_len
+    if stage.settings.too_long == "skip":
+        prompts = leave_out_too_long(tokenizer, inputs.prompts, context)
+        held_out_prompts = leave_out_too_long(tokenizer, inputs.held_out, context)
+        inputs = replace(inputs, prompts=prompts, held_out=held_out_prompts)
+        if not prompts or not held_out_prompts:
+            reason = f"fit the model's context of {context} tokens"
+            raise InputError(f"{inputs.file}: too few prompts {reason}")
+    encode_prompts(tokenizer, inputs.prompts + inputs.held_out, context)
     check_annotator(stage.settings.annotator, inputs.prompts)
     reward_models = RewardModels(inputs.reward_folders, stage.device)
     if reward_models.tokenizer.fingerprint != tokenizer.fingerprint:
         both = f"{inputs.init} and {inputs.reward_folders['safety']}"
         raise InputError(f"{both} have different tokenizers; PPO scores the ids as sampled")
+    return inputs
 
 
 def _refresh(
@@ -774,15 +821,21 @@ class _Training:
         state["stale"] = self.stale
         save_checkpoint(self.checkpoint_file, state)
 
-    def resume(self, device: torch.device) -> None:
-        """Goes on where a killed run was; the logs forget what is about to be made again."""
-        if self.checkpoint_file.exists():
-            state = load_checkpoint(self.checkpoint_file, device)
+    def resume(self, iterations: int, device: torch.device) -> None:
+        """Goes on where a killed run was; the logs forget what is about to be made again.
+
+        iterations: of the whole run. InputError where the checkpoint is not one of this run.
+        """
+        file = self.checkpoint_file
+        if file.exists():
+            counts = {"iteration": iterations, "stale": iterations}
+            state = restore_checkpoint(file, self.saved, device, **counts)
+            best = state.get("best")
+            if not isinstance(best, dict) or not {"reward", "start"} <= best.keys():
+                raise InputError(f"{file}: it does not tell the best so far; --fresh starts over")
             self.first = state["iteration"]
             self.best = state["best"]
             self.stale = state["stale"]
-            for name, part in self.saved.items():
-                part.load_state_dict(state[name])
         self.metrics.rewind("ppo", self.first)
         self.metrics.rewind("held-out", self.first)
         answers = resume_rows(self.answers_file)
@@ -822,7 +875,14 @@ def _look(
 ) -> dict[str, float]:
     """How good the policy is on held-out prompts (`held_out`), logged, with a few answers."""
     policy = training.policy
-    measured = held_out(policy, training.reference, training.reward_models, prompts, settings)
+    measured = held_out(
+        policy,
+        training.reference,
+        training.reward_models,
+        prompts,
+        settings,
+        training.best.get("start"),
+    )
     training.metrics.log("held-out", iteration, **measured)
     title = (
         f"iteration {iteration}: held-out reward {measured['reward']:.3f}, "
@@ -845,7 +905,7 @@ def _keep_best(
     kl = measured["kl"]
     looked_at = measured | {"iteration": iteration}
     start = looked_at if iteration == 0 else training.best["start"]
-    if reward > training.best["reward"] and kl <= settings.max_kl:
+    if iteration == 0 or (reward > training.best["reward"] and kl <= settings.max_kl):
         training.best = looked_at | {"start": start}
         training.stale = 0
         save_checkpoint(training.best_file, {"policy": training.policy.state_dict()})
@@ -934,9 +994,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = _find_inputs(settings)
     stage = Stage(settings, f"{inputs.init.name}-ppo")
     policy, tokenizer = load_model(inputs.init, stage.device)
-    _check_inputs(inputs, policy, tokenizer, stage)
+    inputs = _check_inputs(inputs, policy, tokenizer, stage)
     files = {"model": inputs.init, "prompts": inputs.file, **inputs.reward_folders}
-    if not stage.begin(files, aside=("init",)):
+    if not stage.begin(files, aside=("init", "too_long")):
         return
 
     # 2. fresh preferences between two answers of that model (a round compares two models); the
@@ -954,14 +1014,14 @@ def main(argv: list[str] | None = None) -> None:
     # 4. iterations: now and then a look at held-out prompts, which keeps the best policy and may
     # stop early; then sample and score, then update. The first iterations update the value network
     # alone. The look at 0 sees the start itself, and gives the value network's head its units.
-    training.resume(stage.device)
+    training.resume(settings.iterations, stage.device)
     bar = _begin(training.first, inputs, stage)
     for iteration in range(training.first, settings.iterations + 1):  # the last one only looks
         if iteration % settings.evaluate_every == 0 or iteration == settings.iterations:
             measured = _look(training, iteration, inputs.held_out, settings)
             if iteration == 0 and settings.value_init == "reward":
                 helpfulness = reward_models.models["helpfulness"]
-                critic.start_at(helpfulness, measured["reward"], measured["spread"])
+                critic.start_at(helpfulness, measured["scored"], measured["spread"])
             if _keep_best(training, iteration, measured, settings):
                 break
         rng = random.Random(f"{settings.seed} ppo {iteration}")
@@ -979,7 +1039,7 @@ def main(argv: list[str] | None = None) -> None:
     bar.close()
 
     # 5. save the best policy, measure it
-    policy.load_state_dict(load_checkpoint(training.best_file, stage.device)["policy"])
+    restore_checkpoint(training.best_file, {"policy": policy}, stage.device)
     save_model(stage.folder, policy, tokenizer)
     save_checkpoint(stage.folder / "critic.pth", critic.state_dict())  # as it is at the end
     results = _results(iteration, training.best, accuracies, reward_folders)

@@ -5,9 +5,10 @@ reward model likes most, and fine-tune on those as in SFT. New preferences are c
 reward models refreshed before every round. V3 looked at the samples of the last iteration only and
 forgot (it rhymed worse); from then on top samples of all iterations count.
 
-Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest
-reward models, one kept per prompt. The reward models learn a round's fresh pairs mixed with as many
-old ones, 2,400 at most. K, the prompts per round and the fine-tuning settings are not in the paper.
+Ours: the pool is the answers of all rounds to the same prompts, scored again with the newest reward
+models, one kept per prompt. The reward models go on from those of the round before, where the paper
+starts them from the chat model, and learn the fresh pairs mixed with as many old ones, 2,400 at
+most. K, the prompts per round and the fine-tuning settings are not in the paper.
 
     python rejection_sampling.py                                     rounds V1 to V4, from out/sft
     python rejection_sampling.py --rounds 1-3                        some of them
@@ -52,6 +53,7 @@ from reward import (
     collect_preferences,
     combine_rewards,
     encode_answer,
+    leave_out_too_long,
     load_reward_model,
     pick_prompts,
     report_accuracy,
@@ -64,8 +66,10 @@ from runtime import (
     Stage,
     StageSettings,
     append_rows,
+    check_between,
     check_positive,
     check_same_prompts,
+    encode_prompts,
     load_model,
     newest_reward_models,
     parse_settings,
@@ -82,7 +86,7 @@ from sft import encode_dialogs, finetune, show_answers
 
 @dataclass
 class Settings(StageSettings):
-    rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5
+    rounds: str = "1-4"  # which versions to make: 1-4, or one, such as 5; 99 at most
     # the model that the first of these rounds samples from; empty: the version before it
     init: str = ""
     # folder of a single round; empty: rlhf-vN. Others begin with it: rlhf-v5-no-ppo
@@ -94,6 +98,8 @@ class Settings(StageSettings):
     prompts: str = "toy"  # JSONL of prompts, the same for every round
     max_prompts: int = 700  # use the first so many
     mix: str = ""  # JSONL of dialogs added to the fine-tuning set (Ghost Attention's come in here)
+    # a prompt or a dialog of --mix longer than the context: an error, or left out and counted
+    too_long: Literal["error", "skip"] = "error"
     samples: int = 8  # K, answers to each prompt; the paper does not say
     # longest answer; one that gets there has no end to learn from and is left out
     max_new_tokens: int = 96
@@ -107,7 +113,9 @@ class Settings(StageSettings):
     safety_pairs: int = 300  # the same for safety
     pair_temperatures: tuple[float, ...] = (0.8, 1.1)  # of the two answers of a pair
     margin: Literal[tuple(MARGINS)] = "small"  # as in reward.py
-    reward_learning_rate: float = 5e-4  # of the refresh; our choice
+    # of the refresh, which goes on from the last reward models (paper: from the chat model); our
+    # choice
+    reward_learning_rate: float = 5e-4
     reward_batch_tokens: int = 1200  # as in reward.py
     epochs: int = 2  # over the best answers; our choice
     batch_tokens: int = 500  # tokens a step
@@ -128,12 +136,48 @@ class Settings(StageSettings):
             "pair_temperatures",
             "helpfulness_pairs",
             "safety_pairs",
+            "reward_learning_rate",
+            "reward_batch_tokens",
             or_zero=("weight_decay", "max_prompts"),
         )
+        check_between(self, 1, 1000, "epochs")
+        check_between(self, 0.01, 100, "temperatures", "pair_temperatures")
+        _check_name(self.name, _wanted_versions(self.rounds))
         if len(self.pair_temperatures) != 2:
             raise InputError(
                 f"--pair-temperatures {self.pair_temperatures}: two are wanted, one for each answer"
             )
+
+
+def _wanted_versions(rounds: str) -> range:
+    """The rounds that --rounds names, at least one: 3 is one, 1-4 a range, both ends included.
+
+    Raises:
+        InputError: neither, or rounds that do not lie between 1 and 99.
+
+    >>> list(_wanted_versions("2-4")), list(_wanted_versions("5"))
+    ([2, 3, 4], [5])
+    """
+    match = re.fullmatch("([0-9]{1,2})(-([0-9]{1,2}))?", rounds)
+    versions = range(0)
+    if match:
+        first = int(match[1])
+        last = int(match[3] or first)
+        versions = range(first, last + 1)
+    if not versions or first < 1:
+        raise InputError(f"--rounds {rounds}: wanted: a number from 1 to 99, or a range as 1-4")
+    return versions
+
+
+def _check_name(name: str, versions: range) -> None:
+    """InputError where a control's name does not begin with its version, or is for several."""
+    if not name:
+        return
+    fits = re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", name)
+    if len(versions) > 1 or not fits:
+        raise InputError(
+            f"--name {name}: wanted: --rounds with one number N, and a name such as rlhf-vN-no-ppo"
+        )
 
 
 # full scale: the paper's values where it gives any; K, lengths, temperatures, annotator are ours
@@ -144,6 +188,7 @@ PAPER = {
     "batch_tokens": 64 * 4096,
     "micro_tokens": 4096,
     "learning_rate": 2e-5,
+    "prompts": "",
     "reward_learning_rate": 1e-5,
     "reward_batch_tokens": 1024 * 1024,
     "max_prompts": 0,
@@ -190,7 +235,14 @@ def best_of(rewards: Tensor, owners: list[int]) -> dict[int, int]:
     """For each prompt the number of its best answer; of equal ones the first.
 
     Args:
-        rewards: (answers,) any numbers. owners: the prompt that each answer belongs to.
+        rewards: (answers,) any numbers. owners: the prompt that each answer belongs to; those of a
+            prompt need not stand together.
+
+    Returns:
+        {prompt: position of its best answer}; {} without answers.
+
+    Raises:
+        ValueError: the two are not of the same length.
 
     >>> best_of(torch.tensor([0.1, 0.9, 0.5]), [7, 7, 8])
     {7: 1, 8: 2}
@@ -604,7 +656,8 @@ def _draw_earlier_pairs(
         files.append(folder / f"pairs-{axis}.jsonl")
     pairs = []
     for file in files:
-        if file.exists():
+        # a round in which no pair was usable left an empty file
+        if file.exists() and file.stat().st_size > 0:
             pairs += read_preferences(file)
     count = min(len(pairs), wanted, MAX_REPLAY)
     return random.Random(f"{settings.seed} {number} {axis}").sample(pairs, count)
@@ -676,6 +729,8 @@ def run_round(version: int, settings: Settings) -> None:
 
 def _begin_round(version: int, settings: Settings) -> _Round | None:
     """Check all that the round needs, open its folder, load prompts and model; None: finished."""
+    if not settings.prompts:
+        raise InputError(f"--preset {settings.preset} needs prompts: --prompts FILE.jsonl")
     lineage = trace(
         settings.out, version, init=settings.init, name=settings.name, pool=settings.pool
     )
@@ -693,20 +748,26 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
         mix = read_sft(settings.mix)
     for folder in lineage.pooled:
         inputs[f"samples of {folder.name}"] = folder / "samples.jsonl"
-    check_same_prompts(lineage.pooled, prompts_file, settings.max_prompts)
     # read before the folder is begun, so that a bad line leaves all as it was
     pair_prompts = read_prompts(prompts_file)
     check_annotator(settings.annotator, pair_prompts)
-    if not stage.begin(inputs, aside=("rounds", "init", "mix", "name")):
+    check_same_prompts(lineage.pooled, prompts_file, settings.max_prompts)
+    model, tokenizer = load_model(lineage.newest, stage.device)
+    context = model.args.max_seq_len
+    mix = encode_dialogs(tokenizer, mix, context, settings.too_long)
+    if settings.too_long == "skip":
+        pair_prompts = leave_out_too_long(tokenizer, pair_prompts, context)
+    prompts = pair_prompts[: settings.max_prompts or None]
+    asked = prompts if settings.annotator == "none" else pair_prompts
+    encode_prompts(tokenizer, asked, context)  # tells of what is too long
+    if not prompts:
+        raise InputError(f"{prompts_file}: no prompt fits the model's context of {context} tokens")
+    if not stage.begin(inputs, aside=("rounds", "init", "mix", "name", "too_long")):
         return None
 
-    prompts = pair_prompts[: settings.max_prompts or None]
     probe = prompts
     if settings.prompts == "toy":
         probe = read_prompts(world.FOLDER / "prompts-dev.jsonl")
-    model, tokenizer = load_model(lineage.newest, stage.device)
-    # encoded now: a mistake in the mix is told before hours of sampling
-    mix = encode_dialogs(tokenizer, mix, model.args.max_seq_len)
     print(
         f"\n=== {stage.name}: {len(prompts)} prompts x {settings.samples} answers "
         f"from {lineage.newest}"
@@ -794,7 +855,14 @@ def _pool_of_all_rounds(
     pool = SamplePool(this_round.prompts)
     for folder in this_round.lineage.pooled:
         rows = read_jsonl(folder / "samples.jsonl")
-        pool.add(folder.name, [Answer.from_json(row) for _, row in rows])
+        earlier = [Answer.from_json(row, where) for where, row in rows]
+        # each round answers all of its prompts; --too-long skip may have left out others then
+        if {answer.index for answer in earlier} != set(range(len(pool.prompts))):
+            raise InputError(
+                f"{folder} was made from other prompts; the pool joins answers to the same ones: "
+                "--pool last"
+            )
+        pool.add(folder.name, earlier)
     pool.rescore(reward_models, stage.folder / "rescored.jsonl")
     pool.add(stage.name, answers)
     return pool
@@ -847,35 +915,9 @@ def _tune_on(this_round: _Round, best: list[Dialog], version: int) -> tuple[Tran
 
 def main(argv: list[str] | None = None) -> None:
     settings = parse_settings(Settings, __doc__, PRESETS, argv)
-    versions = _wanted_versions(settings.rounds)
-    _check_name(settings.name, versions)
-    for version in versions:
+    for version in _wanted_versions(settings.rounds):
         run_round(version, settings)
         settings = replace(settings, init="")  # it is the start of the first of them only
-
-
-def _wanted_versions(rounds: str) -> range:
-    """1-4 as a range, or one number; InputError where it is neither."""
-    first, _, last = rounds.partition("-")
-    try:
-        versions = range(int(first), int(last or first) + 1)
-    except ValueError:
-        message = f"--rounds {rounds}: wanted: a number or a range, such as 1-4"
-        raise InputError(message) from None
-    if not versions or versions[0] < 1:
-        raise InputError(f"--rounds {rounds}: rounds count from 1 upwards")
-    return versions
-
-
-def _check_name(name: str, versions: range) -> None:
-    """InputError where a control's name does not begin with its version, or is for several."""
-    if not name:
-        return
-    fits = re.fullmatch(rf"rlhf-v{versions[0]}(-[\w.-]+)?", name)
-    if len(versions) > 1 or not fits:
-        raise InputError(
-            f"--name {name}: wanted: --rounds with one number N, and a name such as rlhf-vN-no-ppo"
-        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ Ours:
   - The combined reward takes some scores from one model and some from the other, so their zeros
     must be comparable. That of helpfulness is set by hand: SFT's answers score 0 on average
     (`set_shift`).
+  - By default neither model sees the other axis's pairs. The paper mixes in a share of all the
+    rest, the other axis's pairs among them: `--extra FILE --mix-share 0.5,0.1`.
+  - In the rounds a reward model is refreshed: it goes on from the last one, on fresh pairs and
+    some earlier ones (`rejection_sampling.py`). The paper's start from the chat model, on all.
 
     python reward.py                       both reward models, from out/sft
     python reward.py --axis safety         one of them
@@ -20,6 +24,7 @@ Ours:
 """
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,15 +51,18 @@ from data import (
     world,
     write_records,
 )
-from data.annotators import ANNOTATORS, Annotation, Comparison, check_annotator
+from data.annotators import ANNOTATORS, Annotation, Comparison, NotAnnotated, check_annotator
 from data.chat import end_of_prompt, sampled_ids
 from data.jsonl import AXES, RATINGS
+from data.preferences import split_files
 from model import PRESETS as SIZES
 from model import Transformer, token_logprobs
 from runtime import (
     Stage,
     StageSettings,
+    check_between,
     check_positive,
+    encode_prompts,
     in_batches,
     load_checkpoint,
     load_model,
@@ -88,10 +96,14 @@ class Settings(StageSettings):
     data: str = ""
     # "the rest": more such files, comma-separated; toy: pairs that people wrote, alike in style
     extra: str = "toy"
-    # share of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1); 0: unused
+    # share of pairs from --extra, for helpfulness and safety (paper: 0.5, 0.1); 0: unused, as in
+    # all presets, since the paper's other data do not come with this
     mix_share: tuple[float, ...] = (0.0, 0.0)
     # longest dialog of HH-RLHF, longer ones lose their oldest turns; 0: the model's context
     max_tokens: int = 0
+    # a pair or a prompt that is still longer than the context ends the run, or is left out and
+    # counted (skip)
+    too_long: Literal["error", "skip"] = "error"
     # cross-validate on --data in so many folds, beside simple baselines, then train on all;
     # --init none: 5
     folds: int = 0
@@ -125,29 +137,55 @@ class Settings(StageSettings):
             "batch_tokens",
             "micro_tokens",
             "learning_rate",
-            or_zero=("weight_decay",),
+            or_zero=("weight_decay", "auxiliary_weight", "max_tokens", "folds"),
         )
+        check_between(self, 1, 1000, "epochs")
+        check_between(self, 0.01, 100, "temperatures")
         if len(self.temperatures) != 2:
             raise InputError(
                 f"--temperatures {self.temperatures}: two are wanted, one for each answer of a pair"
             )
+        self._check_mix()
+        self._check_data()
 
+    def _check_mix(self):
+        """A share and the files that it is drawn from go together."""
+        shares = ",".join(map(str, self.mix_share))
         below_one = all(0 <= share < 1 for share in self.mix_share)
-        files_given = self.extra not in ("", "toy")
-        unused = files_given and not any(self.mix_share)
-        if len(self.mix_share) != 2 or not below_one or unused:
+        if len(self.mix_share) != 2 or not below_one:
             raise InputError(
-                f"--mix-share {self.mix_share}: two shares below 1 are wanted, "
-                "more than 0 where --extra is used"
+                f"--mix-share {shares}: two shares from 0 to below 1 are wanted, for helpfulness "
+                "and safety"
+            )
+        files = split_files(self.extra)
+        if files and files != ["toy"] and not any(self.mix_share):
+            raise InputError(
+                f"--extra {self.extra}: --mix-share {shares} draws nothing from it, wanted: more "
+                "than 0 (paper: 0.5,0.1)"
+            )
+        toy_pairs_fit = self.prompts == "toy" and not self.data
+        if any(self.mix_share) and (not files or files == ["toy"] and not toy_pairs_fit):
+            raise InputError(
+                f"--mix-share {shares}: no pairs to draw from, wanted: --extra FILE.jsonl (the "
+                "paper's are the other axis's pairs and open-source ones), or --mix-share 0,0"
             )
 
-        from_scratch = self.init == "none"
-        needs_data = from_scratch or self.folds > 0
-        too_large = from_scratch and self.preset.startswith("llama-2")
-        if self.folds == 1 or too_large or (needs_data and not self.data):
+    def _check_data(self):
+        """--init none and --folds need a file of preferences."""
+        if self.folds == 1:
+            raise InputError("--folds 1: 2 or more are wanted, or 0")
+        if self.folds and not self.data:
+            raise InputError(f"--folds {self.folds}: they need preferences: --data FILE.jsonl")
+        if self.init != "none":
+            return
+        if not self.data:
             raise InputError(
-                "--init none (with a small preset) and --folds (2 or more) need preferences: "
-                "--data FILE.jsonl"
+                "--init none: it answers no prompts and needs preferences: --data FILE"
+            )
+        if self.preset.startswith("llama-2"):
+            raise InputError(
+                f"--init none: wanted are the weights of {self.preset}, --init FOLDER, or a small "
+                "--preset"
             )
 
 
@@ -156,8 +194,6 @@ PAPER = dict(
     micro_tokens=8192,
     learning_rate=1e-5,
     max_new_tokens=1024,
-    mix_share=(0.5, 0.1),
-    extra="",
 )
 PRESETS = {
     "tiny": dict(helpfulness_pairs=200, safety_pairs=120),
@@ -203,11 +239,14 @@ class RewardModel(nn.Module):
             tokens: (batch, seq) padded on the right. lengths: (batch), at least 1.
 
         Returns:
-            (batch,) scores, float32: head @ state at the last token - shift.
+            (batch,) scores: head @ state at the last token - shift, in float32 under autocast, too.
         """
         states = self.body.features(tokens)  # (batch, seq, dim)
         last = states[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # (batch, dim)
-        scores = self.head(last).squeeze(-1).float() - self.shift  # (batch)
+        # bfloat16 has 8 bits: near scores would fall together
+        with torch.autocast(tokens.device.type, enabled=False):
+            scores = F.linear(last.float(), self.head.weight.float()).squeeze(-1)  # (batch)
+        scores = scores - self.shift
         if self.logprob_head is not None:
             scores = scores + self.logprob_head(self.body, states, tokens, lengths)
         return scores
@@ -221,7 +260,7 @@ def ranking_loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
             broadcast silently.
 
     Returns:
-        (pairs,) losses in nats.
+        (pairs,) losses in nats, finite for any scores that are.
 
     >>> ranking_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]))  # log 2
     tensor([0.6931])
@@ -244,7 +283,7 @@ def safety_loss(scores: Tensor, is_safe: Tensor) -> Tensor:
         scores: (answers,) logits. is_safe: (answers,) bool.
 
     Returns:
-        (answers,) losses in nats.
+        (answers,) losses in nats, finite for any scores that are.
 
     >>> safety_loss(torch.tensor([0.0, 2.0]), torch.tensor([True, False]))  # log 2, log(1 + e^2)
     tensor([0.6931, 2.1269])
@@ -286,7 +325,7 @@ def encode_answer(
 
 
 def score(model: RewardModel, sequences: list[list[int]]) -> Tensor:
-    """Scores (n,) of sequences of ids (prompt and answer).
+    """Scores (n,) of sequences of ids (prompt and answer), in their order, without gradient.
 
     They are batched by length; the scores are the same as one by one.
     """
@@ -343,7 +382,8 @@ def collect_preferences(
 ) -> list[Pair]:
     """Two answers to each prompt, compared by the annotator (§3.2.1).
 
-    They come from two models (or one) at two temperatures.
+    The first comes from the first model at the first temperature, the second from the second model
+    (or the only one) at the second. Each side is sampled with a key of its own.
 
     Left out and counted: pairs of equal answers, answers that are cut at the length limit or hold
     a tag of the chat format, and, as in the paper, pairs whose chosen answer is unsafe and the
@@ -434,31 +474,66 @@ def _as_pair(
     )
 
 
+def encode_pair(tokenizer: Tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+    """(chosen ids, rejected ids) of a pair, prompt included.
+
+    Answers that a model with this tokenizer sampled are taken as they were sampled (`sampled_ids`).
+    InputError, naming file and line, for a tag in content.
+    """
+    chosen_ids = sampled_ids(tokenizer, pair.chosen_ids, pair.tokenizer, pair.chosen)
+    rejected_ids = sampled_ids(tokenizer, pair.rejected_ids, pair.tokenizer, pair.rejected)
+    try:
+        chosen = encode_answer(tokenizer, pair.prompt, pair.chosen, chosen_ids)
+        rejected = encode_answer(tokenizer, pair.prompt, pair.rejected, rejected_ids)
+    except InputError as error:
+        raise InputError(f"{pair.where or 'pair'}: {error}") from None
+    return chosen, rejected
+
+
 def encode_pairs(
     tokenizer: Tokenizer, pairs: list[Pair], max_seq_len: int
 ) -> list[tuple[list[int], list[int]]]:
-    """(chosen ids, rejected ids) of each pair, prompt included.
+    """`encode_pair` of each pair.
 
     Raises:
         InputError: tags in content or a dialog longer than the context; names file and line.
     """
     encoded = []
     for pair in pairs:
-        where = pair.where or "pair"
-        chosen_ids = sampled_ids(tokenizer, pair.chosen_ids, pair.tokenizer, pair.chosen)
-        rejected_ids = sampled_ids(tokenizer, pair.rejected_ids, pair.tokenizer, pair.rejected)
-        try:
-            chosen = encode_answer(tokenizer, pair.prompt, pair.chosen, chosen_ids)
-            rejected = encode_answer(tokenizer, pair.prompt, pair.rejected, rejected_ids)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        chosen, rejected = encode_pair(tokenizer, pair)
         longest = max(len(chosen), len(rejected))
         if longest > max_seq_len:
             raise InputError(
-                f"{where}: the dialog has {longest} tokens, the model's context only {max_seq_len}"
+                f"{pair.where or 'pair'}: the dialog has {longest} tokens, the model's context only"
+                f" {max_seq_len}"
             )
         encoded.append((chosen, rejected))
     return encoded
+
+
+def leave_out_too_long(
+    tokenizer: Tokenizer, rows: list[Pair] | list[Prompt], max_seq_len: int
+) -> list:
+    """The pairs that fit into the context, or the prompts that leave room for an answer.
+
+    Prints how many others there are. InputError, naming file and line, for a tag in content.
+    """
+    kept = []
+    for row in rows:
+        if isinstance(row, Pair):
+            length = max(map(len, encode_pair(tokenizer, row)))
+        else:
+            [ids] = encode_prompts(tokenizer, [row], sys.maxsize)
+            length = len(ids) + 1  # an answer has a token at least
+        if length <= max_seq_len:
+            kept.append(row)
+    left_out = len(rows) - len(kept)
+    if left_out:
+        print(
+            f"{left_out} of {len(rows)} rows are left out: longer than the model's context of "
+            f"{max_seq_len} tokens"
+        )
+    return kept
 
 
 # ---- training and measuring (§3.2.2) ----
@@ -558,7 +633,7 @@ def accuracy_by_rating(
 ) -> dict[str, float]:
     """Share of pairs whose chosen answer has the higher score, per rating and on average (Table 8).
 
-    Ties count half.
+    Ties count half. A rating that no pair has is left out; numbers are rounded to 4 digits.
 
     >>> accuracy_by_rating(torch.tensor([1., 0.]), torch.tensor([0., 1.]), ["better", "better"])
     {'better': 0.5, 'average': 0.5}
@@ -656,9 +731,12 @@ def save_reward_model(folder: Path, model: RewardModel, tokenizer: Tokenizer) ->
 def load_reward_model(
     folder: Path, device: str | torch.device = "cpu"
 ) -> tuple[RewardModel, Tokenizer]:
-    """What `save_reward_model` wrote."""
+    """What `save_reward_model` wrote.
+
+    InputError naming the file where its head is missing, broken, or does not fit the model.
+    """
     body, tokenizer = load_model(folder, device)
-    state = load_checkpoint(Path(folder) / "reward_head.pth")
+    state = _read_head(Path(folder) / "reward_head.pth", body, tokenizer)
     logprob_head = None
     if state["end_of_prompt"]:
         logprob_head = LogprobHead(state["end_of_prompt"])
@@ -667,6 +745,30 @@ def load_reward_model(
     model.head.weight.data.copy_(state["head"])
     model.shift.copy_(state["shift"])
     return model.to(device).eval(), tokenizer
+
+
+def _read_head(path: Path, body: Transformer, tokenizer: Tokenizer) -> dict:
+    """`reward_head.pth`, checked against the model that it belongs to."""
+    state = load_checkpoint(path)
+    shapes = {"head": (1, body.args.dim), "shift": ()}
+    has_logprobs = isinstance(state, dict) and "logprob_weights" in state
+    if has_logprobs:
+        shapes["logprob_weights"] = (2,)
+    wanted = {"end_of_prompt", *shapes}
+    if not isinstance(state, dict) or set(state) != wanted:
+        raise InputError(f"{path}: wanted are {', '.join(sorted(wanted))}, and nothing else")
+
+    tag = end_of_prompt(tokenizer) if has_logprobs else None
+    if repr(state["end_of_prompt"]) != repr(tag):
+        raise InputError(f"{path}: 'end_of_prompt' must be {tag}, the tokenizer's ids of [/INST]")
+    for name, shape in shapes.items():
+        tensor = state[name]
+        fits = isinstance(tensor, Tensor) and tensor.shape == shape
+        if not fits or tensor.dtype != torch.float32:
+            raise InputError(f"{path}: '{name}' must be a float32 tensor of shape {shape}")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: '{name}' holds numbers that are NaN or infinite")
+    return state
 
 
 # ---- the stage ----
@@ -678,23 +780,31 @@ def main(argv: list[str] | None = None) -> None:
     prompt_files = _find_prompts(settings)
     extra = _find_extra(settings)
     inputs = _inputs(settings, init, prompt_files[0], extra)
+    waiting = []  # pairs that a person has to label first
     for axis in _pick_axes(settings):
         # files are read before the folder is begun, so that a bad line leaves all as it was
         stage = Stage(settings, f"reward-{axis}")
         policy, tokenizer = _load_start(settings, init, stage.device)
         pairs, held_out, rest = _read_files(settings, axis, tokenizer, policy, extra)
-        if not stage.begin(inputs, aside=("axis",), axis=axis):
+        prompts = _read_prompts(settings, prompt_files, tokenizer, policy)
+        if not stage.begin(inputs, aside=("axis", "too_long"), axis=axis):
             continue
 
         # 1. preferences: sample two answers to each prompt and compare them, if there is no file
         if not settings.data:
-            pairs, held_out = _collect(stage, axis, policy, tokenizer, prompt_files)
+            try:
+                pairs, held_out = _collect(stage, axis, policy, tokenizer, *prompts)
+            except NotAnnotated as stop:  # the other axis's pairs are written, too
+                waiting.append(str(stop))
+                continue
         _check_any(pairs, stage.folder)
 
         # 2. mix in a share of the rest, but none with the prompt of a held-out pair
         share = settings.mix_share[AXES.index(axis)]
         rest = preferences.without_prompts_of(rest, held_out)
         mixed = preferences.mix_pairs(pairs, rest, share, settings.seed)
+        if share:
+            print(f"{axis}: {len(mixed) - len(pairs)} of {len(mixed)} pairs are from --extra")
         write_records(stage.folder / "pairs.jsonl", mixed)
 
         # 3. train: the policy's body, a new head; --folds: first on some pairs, judged on others
@@ -711,6 +821,8 @@ def main(argv: list[str] | None = None) -> None:
             results |= report_accuracy(model, tokenizer, held_out, axis)
         save_reward_model(stage.folder, model, tokenizer)
         stage.finish(results)
+    if waiting:
+        raise NotAnnotated(". ".join(waiting))
     print(f"fool them: python -m play try --out {settings.out}")
 
 
@@ -742,10 +854,8 @@ def _find_extra(settings: Settings) -> str:
     """Files of the rest, comma-separated. Those that nothing is drawn from are no inputs."""
     if not any(settings.mix_share):
         return ""
-    if settings.extra != "toy":
+    if split_files(settings.extra) != ["toy"]:
         return settings.extra
-    if settings.data or settings.prompts != "toy":
-        return ""
     return str(world.FOLDER / "pairs-written.jsonl")
 
 
@@ -758,7 +868,7 @@ def _inputs(settings: Settings, init: Path, prompts: Path, extra: str) -> dict[s
         inputs["data"] = Path(settings.data)
     else:
         inputs["prompts"] = prompts
-    for path in filter(None, extra.split(",")):
+    for path in split_files(extra):
         inputs[f"extra {path}"] = Path(path)
     return inputs
 
@@ -801,12 +911,37 @@ def _read_files(
     pairs, held_out, rest = [], [], []
     if settings.data:
         pairs = preferences.read_pairs(settings.data, axis, tokenizer, longest)
+        if settings.too_long == "skip":
+            pairs = leave_out_too_long(tokenizer, pairs, context)
+        _check_any(pairs, settings.data)
         if not settings.folds:
             pairs, held_out = preferences.hold_out_by_prompt(pairs, settings.seed)
     if settings.mix_share[AXES.index(axis)]:
         rest = preferences.read_pairs(extra, axis, tokenizer, longest)
+        if settings.too_long == "skip":
+            rest = leave_out_too_long(tokenizer, rest, context)
     encode_pairs(tokenizer, pairs + held_out + rest, context)  # tells of what is too long
     return pairs, held_out, rest
+
+
+def _read_prompts(
+    settings: Settings,
+    prompt_files: tuple[Path, Path | None],
+    tokenizer: Tokenizer,
+    policy: Transformer,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to learn from, and others to hold out; none with --data."""
+    if settings.data:
+        return [], []
+    train_file, dev_file = prompt_files
+    prompts = read_prompts(train_file)
+    check_annotator(settings.annotator, prompts)
+    if settings.prompts != "toy":
+        context = policy.args.max_seq_len
+        if settings.too_long == "skip":
+            prompts = leave_out_too_long(tokenizer, prompts, context)
+        encode_prompts(tokenizer, prompts, context)  # tells of tags and of what is too long
+    return prompts, read_prompts(dev_file) if dev_file else []
 
 
 def _collect(
@@ -814,12 +949,12 @@ def _collect(
     axis: str,
     policy: Transformer,
     tokenizer: Tokenizer,
-    prompt_files: tuple[Path, Path | None],
+    train_prompts: list[Prompt],
+    dev_prompts: list[Prompt],
 ) -> tuple[list[Pair], list[Pair]]:
     """Sampled and annotated: (pairs to learn from, pairs held out)."""
     settings = stage.settings
     seed = settings.seed
-    train_file, dev_file = prompt_files
     collect = partial(
         collect_preferences,
         [policy],
@@ -829,23 +964,26 @@ def _collect(
         folder=stage.folder,
         max_new_tokens=settings.max_new_tokens,
     )
-    all_prompts = read_prompts(train_file)
-    check_annotator(settings.annotator, all_prompts)
     counts = {"helpfulness": settings.helpfulness_pairs, "safety": settings.safety_pairs}
-    prompts = pick_prompts(all_prompts, axis, counts[axis], seed)
+    prompts = pick_prompts(train_prompts, axis, counts[axis], seed)
     pairs = collect(prompts, axis, key=(seed, "sft"))
-    if dev_file is None or settings.annotator != "toy":
+    if not dev_prompts or settings.annotator != "toy":
         return pairs, []  # people label what is learned from, and nothing else
-    prompts = pick_prompts(read_prompts(dev_file), axis, 10**6, seed)
+    prompts = pick_prompts(dev_prompts, axis, 10**6, seed)
     return pairs, collect(prompts, axis, key=(seed, "dev"))
 
 
-def _check_any(pairs: list[Pair], folder: Path) -> None:
+def _check_any(pairs: list[Pair], where: str | Path) -> None:
     """InputError where there is nothing to learn from."""
     if not pairs:
         raise InputError(
-            f"{folder}: no pair of different answers to learn from; more pairs, "
+            f"{where}: no pair of different answers to learn from; more pairs, "
             "or other --temperatures"
+        )
+    if all(pair.extra for pair in pairs):
+        raise InputError(
+            f"{where}: each pair is marked as 'extra', wanted: some that are not, whose mean score"
+            " becomes the zero (`set_shift`)"
         )
 
 
@@ -918,8 +1056,9 @@ class LogprobHead(nn.Module):
     """What the answer's log-probabilities under the body add to the score.
 
     Two weighted numbers, both divided by 0.2: the sum of the answer's log-probabilities and the
-    smallest one. A small body knows which answer is right, but its last state does not tell
-    (`python -m experiments.reward_sees_content`). The body keeps its next-token head for this.
+    smallest one. One below -8 counts as -8. A small body knows which answer is right, but its last
+    state does not tell (`python -m experiments.reward_sees_content`). The body keeps its next-token
+    head for this.
     """
 
     def __init__(self, end_of_prompt: list[int]):
@@ -941,7 +1080,8 @@ class LogprobHead(nn.Module):
         in_answer = (positions >= starts) & (positions < lengths[:, None])  # (batch, seq - 1)
         logprobs = logprobs.clamp(min=-8) * in_answer  # one wild token is not worse than wrong
         sums = torch.stack([logprobs.sum(1), logprobs.amin(1)], 1)  # (batch, 2) in nats
-        return sums @ self.weights / 0.2
+        with torch.autocast(tokens.device.type, enabled=False):  # in float32, as the scalar head
+            return sums @ self.weights.float() / 0.2
 
 
 def answer_starts(tokens: Tensor, end_of_prompt: list[int]) -> Tensor:

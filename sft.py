@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +46,11 @@ from runtime import (
     Metrics,
     Stage,
     StageSettings,
+    check_between,
     check_positive,
-    load_checkpoint,
     load_model,
     parse_settings,
+    restore_checkpoint,
     run,
     save_checkpoint,
     save_model,
@@ -73,6 +75,8 @@ class Settings(StageSettings):
     weight_decay: float = 0.1  # paper
     warmup_fraction: float = 0.03  # our choice; the paper does not say
     max_rows: int = 0  # use only so many dialogs; 0: all
+    # a dialog longer than the model's context ends the run, or is left out and counted (skip)
+    too_long: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         check_positive(
@@ -83,9 +87,10 @@ class Settings(StageSettings):
             "learning_rate",
             or_zero=("weight_decay", "max_rows"),
         )
-        share = self.safety_share
-        if not 0 <= share <= 1:
-            raise InputError(f"wanted: --safety-share from 0 to 1 (is {share})")
+        check_between(self, 1, 1000, "epochs")
+        check_between(self, 0, 1, "safety_share", "warmup_fraction")
+        if not self.init or not self.dev_data:
+            raise InputError("--init and --dev-data name a folder and a file; none: there is none")
         needs_model = self.preset.startswith("llama-2") and self.init == "none"
         if not self.data or needs_model:
             raise InputError(
@@ -117,15 +122,18 @@ PRESETS = {
 def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor, int]:
     """Summed cross-entropy of the next token, over the tokens of answers only (paper §3.1).
 
+    Where nothing is trained on, as in padding, logits and ids may be anything (NaN, an id outside
+    of the vocabulary): they change neither the sum nor the gradient.
+
     Args:
         logits: (batch, seq, vocab), float; position t predicts token t + 1.
-        tokens: (batch, seq) ids; padding may hold anything.
+        tokens: (batch, seq) ids.
         loss_mask: (batch, seq) bool, true on the tokens that are trained on (answers, EOS
-            included).
+            included). The first token of a row has no prediction: it never counts.
 
     Returns:
-        (the sum in nats, the number of tokens it sums over); the caller divides, after adding up a
-        whole step.
+        (the sum in nats, float32; the number of tokens it sums over). The caller divides, after
+        adding up a whole step.
 
     Raises:
         InputError: no token is trained on; a mean over nothing would be NaN.
@@ -183,8 +191,9 @@ def cosine_lr(
 ) -> float:
     """The learning rate of `step` (0 … total_steps - 1), §2.2: a straight warm-up, then a cosine.
 
-    peak / warmup_steps at step 0, peak at step warmup_steps - 1, final_fraction * peak at the last
-    step and after it.
+    peak / warmup_steps at step 0, peak at step warmup_steps - 1 and at the next one, where the
+    cosine begins; final_fraction * peak at the last step and after it. A cosine of one step is at
+    its peak. A warm-up that is longer than the run is cut off.
 
     >>> [round(cosine_lr(step, total_steps=7, peak=1.0, warmup_steps=2), 3) for step in range(7)]
     [0.5, 1.0, 1.0, 0.868, 0.55, 0.232, 0.1]
@@ -226,7 +235,8 @@ def optimise(
     A killed run goes on from `folder/checkpoint-PHASE.pth`, bit for bit.
 
     Raises:
-        InputError: the loss of a step is not finite.
+        InputError: the loss of a step or its gradient is not finite, or the weights are not when
+            they are saved (names "step N of PHASE"); the checkpoint is not one of this run.
     """
     optimizer = adamw(model, learning_rate, weight_decay)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -237,9 +247,8 @@ def optimise(
     checkpoint, first = Path(folder) / f"checkpoint-{phase}.pth", 0
     metrics = Metrics(Path(folder) / "metrics.jsonl")
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, device=device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        saved = {"model": model, "optimizer": optimizer}
+        state = restore_checkpoint(checkpoint, saved, device, step=len(plan))
         first = state["step"]
     metrics.rewind(phase, first)
 
@@ -315,15 +324,23 @@ def optimise(
 
 
 def encode_dialogs(
-    tokenizer: Tokenizer, dialogs: list[Dialog], max_seq_len: int
+    tokenizer: Tokenizer,
+    dialogs: list[Dialog],
+    max_seq_len: int,
+    too_long: Literal["error", "skip"] = "error",
 ) -> list[EncodedDialog]:
     """Dialogs as ids with their loss masks.
 
     An answer that a model with this tokenizer sampled is taken as it was sampled (`sampled_ids`).
 
+    Args:
+        max_seq_len: the model's context, in tokens.
+        too_long: what becomes of a longer dialog: an error, or it is left out (skip), and a line
+            says how many were.
+
     Raises:
-        InputError: a tag of the chat format inside content, or a dialog longer than the context;
-            names file and line.
+        InputError: a tag of the chat format inside content, or a dialog longer than the context
+            (names file and line); no dialog is short enough.
     """
     encoded = []
     for dialog in dialogs:
@@ -335,11 +352,18 @@ def encode_dialogs(
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         length = len(one.ids)
-        if length > max_seq_len:
+        if length <= max_seq_len:
+            encoded.append(one)
+        elif too_long == "error":
             raise InputError(
                 f"{where}: the dialog has {length} tokens, the model's context only {max_seq_len}"
             )
-        encoded.append(one)
+    left_out = len(dialogs) - len(encoded)
+    if left_out:
+        reason = f"longer than the model's context of {max_seq_len} tokens"
+        print(f"{left_out} of {len(dialogs)} dialogs are left out: {reason}")
+        if not encoded:
+            raise InputError(f"all {left_out} dialogs are {reason}")
     return encoded
 
 
@@ -428,13 +452,15 @@ def _keep_safety_share(dialogs: list[Dialog], share: float) -> list[Dialog]:
     file.
 
     Whether dialog i is kept follows from i alone: a smaller share keeps some of what a larger one
-    keeps.
+    keeps. InputError where none is left.
     """
     kept = []
     for i, dialog in enumerate(dialogs):
         position = (i * 0.618034) % 1  # multiples of the golden ratio fill 0 to 1 evenly
         if not dialog.is_safety or position < share:
             kept.append(dialog)
+    if not kept:
+        raise InputError(f"--safety-share {share} leaves no dialog: all are tagged is_safety")
     return kept
 
 
@@ -460,17 +486,20 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. as ids, with a mask on what is trained
     context = model.args.max_seq_len
-    dialogs = encode_dialogs(tokenizer, demonstrations[: settings.max_rows or None], context)
-    dev_dialogs = encode_dialogs(tokenizer, read_sft(dev_file), context) if dev_file else []
+    used = demonstrations[: settings.max_rows or None]
+    dialogs = encode_dialogs(tokenizer, used, context, settings.too_long)
+    dev_dialogs = []
+    if dev_file:
+        dev_dialogs = encode_dialogs(tokenizer, read_sft(dev_file), context, settings.too_long)
     inputs = {"data": data_file}
     if settings.init != "none":
         inputs["init"] = Path(settings.init)
-    if not stage.begin(inputs):
+    if not stage.begin(inputs, aside=("too_long",)):
         return
     _print_sizes(model, dialogs, stage)
 
     # 3. train, showing now and then what the model answers
-    questions = _single_questions(demonstrations)[:5]
+    questions = _single_questions(tokenizer, used, context)
     finetune(
         model,
         dialogs,
@@ -507,9 +536,19 @@ def _print_sizes(model: Transformer, dialogs: list[EncodedDialog], stage: Stage)
     )
 
 
-def _single_questions(dialogs: list[Dialog]) -> list[list[dict]]:
-    """The prompts of dialogs that are one question and its answer."""
-    return [dialog.messages[:-1] for dialog in dialogs if len(dialog.messages) == 2]
+def _single_questions(
+    tokenizer: Tokenizer, dialogs: list[Dialog], max_seq_len: int
+) -> list[list[dict]]:
+    """The prompts of the first five dialogs that are one question and its answer, and that leave
+    room for one.
+    """
+    questions = []
+    for dialog in dialogs:
+        prompt = dialog.messages[:-1]
+        if len(questions) < 5 and len(prompt) == 1:
+            if len(encode_prompt(tokenizer, prompt)) < max_seq_len:
+                questions.append(prompt)
+    return questions
 
 
 if __name__ == "__main__":

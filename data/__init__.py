@@ -13,6 +13,7 @@ from data.jsonl import (
     write_jsonl,
     write_records,
 )
+from data.printable import printable
 from data.records import Answer, Dialog, Pair, Prompt
 from data.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ __all__ = [
     "micro_batches",
     "pad",
     "plan_steps",
+    "printable",
     "read_jsonl",
     "read_preferences",
     "read_prompts",

@@ -19,6 +19,7 @@ from pathlib import Path
 from data import world
 from data.errors import InputError
 from data.jsonl import RATINGS, read_jsonl, write_jsonl
+from data.printable import printable
 from data.records import Prompt
 
 WANTED = {
@@ -115,8 +116,8 @@ def annotate_human(
 def _ask(line: dict, axis: str) -> dict:
     """The line as the person fills it in."""
     for message in line["prompt"]:
-        print(f"  {message['role']}: {message['content']}")
-    print(f"  A: {line['answer_a']}\n  B: {line['answer_b']}")
+        print(f"  {message['role']}: {printable(message['content'])}")
+    print(f"  A: {printable(line['answer_a'])}\n  B: {printable(line['answer_b'])}")
     better = choice("better (a/b)", "ab")
     grade = int(choice("significantly 1, better 2, slightly 3, negligibly or unsure 4", "1234"))
     filled = line | {"better": better, "rating": RATINGS[grade - 1]}
@@ -235,7 +236,7 @@ def choice(question: str, letters: str) -> str:
     while True:
         try:
             reply = input(f"  {question}? ").strip().lower()
-        except EOFError:
+        except (EOFError, RuntimeError):  # RuntimeError: there is no input at all
             raise InputError(
                 "nobody answers any more; what was answered is kept, the same command goes on from"
                 " here"

@@ -97,23 +97,36 @@ def drop_oldest_turns(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> Pair
     dialogs fit; None where the last turn alone is too long.
     """
     messages = pair.prompt.messages
-    while _length_of_longer(tokenizer, messages, pair) > max_tokens:
-        if len(messages) == 1:
-            return None
-        messages = messages[2:]
-    return replace(pair, prompt=replace(pair.prompt, messages=messages))
+    first = len(messages) - 1  # the first message that is kept
+    tokens = max(
+        _length(tokenizer, [messages[-1], {"role": "assistant", "content": answer}])
+        for answer in (pair.chosen, pair.rejected)
+    )
+    if tokens > max_tokens:
+        return None
+    while first > 0:  # a turn's tokens do not depend on the others: see data/chat.py
+        tokens += _length(tokenizer, messages[first - 2 : first])
+        if tokens > max_tokens:
+            break
+        first -= 2
+    return replace(pair, prompt=replace(pair.prompt, messages=messages[first:]))
 
 
-def _length_of_longer(tokenizer: Tokenizer, messages: list[Message], pair: Pair) -> int:
-    """Tokens of the longer of the pair's two dialogs, were these messages its prompt."""
-    lengths = []
-    for answer in (pair.chosen, pair.rejected):
-        dialog = [*messages, {"role": "assistant", "content": answer}]
-        lengths.append(len(encode_dialog(tokenizer, dialog).ids))
-    return max(lengths)
+def _length(tokenizer: Tokenizer, dialog: list[Message]) -> int:
+    """Its tokens."""
+    return len(encode_dialog(tokenizer, dialog).ids)
 
 
 # ---- files ----
+
+
+def split_files(files: str) -> list[str]:
+    """The names in a comma-separated list of files.
+
+    >>> split_files("a.jsonl, b.jsonl,")
+    ['a.jsonl', 'b.jsonl']
+    """
+    return [name.strip() for name in files.split(",") if name.strip()]
 
 
 def read_pairs(files: str, axis: str, tokenizer: Tokenizer, max_tokens: int) -> list[Pair]:
@@ -132,7 +145,7 @@ def read_pairs(files: str, axis: str, tokenizer: Tokenizer, max_tokens: int) -> 
             without one usable pair.
     """
     pairs = []
-    for path in filter(None, map(str.strip, files.split(","))):
+    for path in split_files(files):
         _, first_row = next(read_jsonl(path))
         if is_hh_rlhf(first_row):
             pairs_of_file, counts = _read_hh_rlhf(path, tokenizer, max_tokens)
@@ -418,7 +431,7 @@ def read_answers(path: str) -> list[GivenAnswer]:
         if not {"prompt", *names} <= set(row):
             raise InputError(
                 f"{where}: wanted are the fields 'messages', or 'prompt' and 'answer', or 'prompt',"
-                f" 'chosen' and 'rejected'; this row has {', '.join(row) or 'none'}"
+                f" 'chosen' and 'rejected'; this row has {', '.join(row)[:80] or 'none'}"
             )
         messages = check_messages(where, "prompt", row["prompt"], "user")
         is_safety = need(where, row, "is_safety", bool, False)

@@ -4,7 +4,10 @@ Records do not change. `dataclasses.replace` makes another one; a list of record
 lines, written by `data.write_records` and read by `data.read_prompts`, `read_answers`, ...
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import MISSING, dataclass
+
+from data.errors import InputError
 
 Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": text}
 
@@ -73,14 +76,22 @@ class Answer:
         return row | _known(self, *later)
 
     @classmethod
-    def from_json(cls, row: dict) -> "Answer":
-        """The answer in a row that `to_json` made; keys of others are passed over."""
+    def from_json(cls, row: dict, where: str = "a sampled answer") -> "Answer":
+        """The answer in a row that `to_json` made; keys of others are passed over.
+
+        InputError, naming `where` ("FILE, line N") and the field, for one that is missing or of
+        another type.
+        """
         names = {"text": "answer", "ids": "answer_ids"}
         fields = {}
-        for name in cls.__dataclass_fields__:
+        for name, field in cls.__dataclass_fields__.items():
             key = names.get(name, name)
             if key in row:
                 fields[name] = row[key]
+                if not _fits(row[key], field.type):
+                    raise InputError(f"{where}: field '{key}' is {json.dumps(row[key])[:40]}")
+            elif field.default is MISSING:
+                raise InputError(f"{where}: field '{key}' is missing")
         return cls(**fields)
 
 
@@ -154,3 +165,12 @@ def _known(record, *names: str) -> dict:
         if value not in (None, "", ()):
             row[name] = list(value) if isinstance(value, tuple) else value
     return row
+
+
+def _fits(value, kind: type) -> bool:
+    """Whether a JSON value is of a field's type; null stands for a number that is not finite."""
+    if kind in (float, float | None):
+        return value is None or type(value) in (int, float)
+    if kind == list[int]:
+        return type(value) is list and all(type(token) is int for token in value)
+    return type(value) is kind

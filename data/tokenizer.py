@@ -37,7 +37,10 @@ class Tokenizer:
 
     def __init__(self, path: str | Path):
         path = find_tokenizer(Path(path))
-        self.content = path.read_bytes()
+        try:
+            self.content = path.read_bytes()
+        except OSError as problem:
+            raise InputError(f"{path}: not readable ({problem.strerror})") from None
         self.vocabulary = v = read_vocabulary(self.content, path)
         self.file_name = "tokenizer.json" if self.content.startswith(b"{") else "tokenizer.model"
         self.encoding = tiktoken.Encoding(
@@ -122,7 +125,7 @@ codecs.register_error(
 def find_tokenizer(path: Path) -> Path:
     """The file itself, or the one inside a folder; `tokenizer.model` first, being the original."""
     for candidate in (path, path / "tokenizer.model", path / "tokenizer.json"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise InputError(f"{path}: no tokenizer there (tokenizer.model or tokenizer.json)")
 

@@ -36,6 +36,8 @@ TOY_PRE_TOKENIZER = {
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
+# Longer than any piece in use; the work of reading one grows with the square of this.
+MOST_CHARACTERS = 1000
 TOY_DECODER = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -86,7 +88,7 @@ def byte_alphabet() -> list[str]:
 
 def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
     """Reads a tokenizer.json of the Llama 2 kind, or one that `write_tokenizer_json` made from a
-    toy vocabulary.
+    toy vocabulary. InputError for any other, and where a part of it would give other ids.
     """
     try:
         file = json.loads(content)
@@ -94,26 +96,39 @@ def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
             token["content"]: token for token in file.get("added_tokens") or []
         }
         ids = {**model["vocab"], **{name: token["id"] for name, token in added.items()}}
+        moved = [name for name in model["vocab"] if ids[name] != model["vocab"][name]]
         pairs = [
             tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]
         ]
         products = [left + right for left, right in pairs]
         names = sorted(ids, key=ids.__getitem__)
+        special = {*added, model.get("unk_token")}
+        "".join([*names, *products]).encode()  # all are text, without lone surrogates
         kind = model["type"], bool(model.get("byte_fallback")), bool(model.get("ignore_merges"))
         normalizer, pre_tokenizer = file["normalizer"], file["pre_tokenizer"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: broken, or no tokenizer.json with a byte-pair model") from None
-    refuse(path, sorted(ids.values()) != list(range(len(names))), "ids that are not 0, 1, 2, …")
-    if pre_tokenizer == TOY_PRE_TOKENIZER and kind == ("BPE", False, True):
-        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-        return toy_vocabulary(
-            {bytes(byte_of[c] for c in name): ids[name] for name in names[:-2]}, path
-        )
+    whole = all(type(i) is int for i in ids.values())
+    consecutive = sorted(ids.values()) == list(range(len(names)))
+    refuse(path, not whole or not consecutive, "ids that are not 0, 1, 2, …")
+    refuse(path, moved, "added tokens whose ids are not those of the vocabulary")
+    refuse(
+        path,
+        max(map(len, names), default=0) > MOST_CHARACTERS,
+        f"a piece of more than {MOST_CHARACTERS} characters",
+    )
+    if kind == ("BPE", False, True):
+        vocabulary = read_toy(names, path)
+        check_toy(file, pairs, vocabulary, path)
+        return vocabulary
 
     choices = [(dummy, extra) for dummy in (False, True) for extra in (False, True)]
     flags = next((choice for choice in choices if llama_normalizer(*choice) == normalizer), None)
+    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     refuse(
-        path, kind != ("BPE", True, False) or model.get("dropout"), "a model other than Llama 2's"
+        path,
+        kind != ("BPE", True, False) or any(model.get(name) for name in others),
+        "a model other than Llama 2's",
     )
     refuse(
         path, flags is None or pre_tokenizer, "a normaliser or pre-tokeniser other than Llama 2's"
@@ -124,7 +139,10 @@ def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
         "added tokens that are part of the text",
     )
     tokens = {*products, *(name for name in names if len(name) == 1)}
+    refuse(path, tokens & special, "added tokens that merging makes")
     listed = set(pairs)
+    pieces_of_merges = {*products, *(name for pair in pairs for name in pair)}
+    refuse(path, pieces_of_merges - ids.keys(), "merges of pieces that it does not have")
     splits = ((name[:n], name[n:]) for name in set(products) for n in range(1, len(name)))
     missing = any(pair not in listed and tokens.issuperset(pair) for pair in splits)
     refuse(path, missing, "merges that depend on more than their result")
@@ -134,6 +152,26 @@ def read_tokenizer_json(content: bytes, path: Path) -> Vocabulary:
         special = UNKNOWN if name == model.get("unk_token") else CONTROL if name in added else None
         types.append(special or (BYTE if re.fullmatch("<0x[0-9A-F]{2}>", name) else NORMAL))
     return llama_vocabulary(names, types, merge_order(products, path), flags, " ⁇ ".encode(), path)
+
+
+def read_toy(names: list[str], path: Path) -> Vocabulary:
+    """The toy vocabulary of these names in the order of their ids; the last two are BOS and EOS."""
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    refuse(path, not byte_of.keys() >= set("".join(names[:-2])), "characters that are no bytes")
+    tokens = [bytes(byte_of[character] for character in name) for name in names[:-2]]
+    return toy_vocabulary({token: rank for rank, token in enumerate(tokens)}, path)
+
+
+def check_toy(file: dict, pairs: list[tuple], vocabulary: Vocabulary, path: Path) -> None:
+    """InputError, naming the part, unless a tokenizer.json says what we write for this vocabulary.
+    Merges may be written as lists; padding and truncation, which change no id, may be there.
+    """
+    expected = json.loads(write_tokenizer_json(vocabulary))
+    for part in ("pre_tokenizer", "normalizer", "post_processor", "decoder", "added_tokens"):
+        refuse(path, file.get(part) != expected[part], f"another {part} than ours")
+    model = file["model"] | {"merges": [" ".join(pair) for pair in pairs]}
+    for part, value in expected["model"].items():
+        refuse(path, model.get(part) != value, f"another model.{part} than ours")
 
 
 def merge_order(products: list[str], path: Path) -> list[str]:
@@ -146,7 +184,7 @@ def merge_order(products: list[str], path: Path) -> list[str]:
     order = list(dict.fromkeys(products))
     together = len([*groupby(products)]) == len(order)
     words = [name for name in products if name.strip("▁")]
-    spaces_last = words == products[: len(words)] and products[-1] == "▁▁"
+    spaces_last = words == products[: len(words)] and products[-1:] == ["▁▁"]
     words_together = len([*groupby(words)]) == len(set(words))
     refuse(
         path,

@@ -15,6 +15,7 @@ is refused.
 """
 
 import base64
+import math
 import re
 import struct
 from collections import Counter
@@ -80,6 +81,7 @@ def toy_vocabulary(ranks: dict[bytes, int], path: Path) -> Vocabulary:
     byte.
     """
     n = len(ranks)
+    refuse(path, b"" in ranks, "an empty token")
     if sorted(ranks.values()) != list(range(n)) or not all(bytes([b]) in ranks for b in range(256)):
         raise InputError(
             f"{path}: ranks must be 0, 1, 2, … without gaps or repeats, and all 256 bytes must"
@@ -107,6 +109,7 @@ def read_sentencepiece(content: bytes, path: Path) -> Vocabulary:
             dict(fields(b"".join(v for k, v in model if k == n))) for n in (2, 3, 5)
         )
         unknown = trainer.get(44, " ⁇ ".encode())
+        unknown.decode("utf-8", "replace")  # an int has no such method
     except (IndexError, KeyError, TypeError, AttributeError, ValueError, struct.error):
         raise InputError(
             f"{path}: no tokenizer (SentencePiece, tiktoken ranks or JSON), or cut short"
@@ -127,7 +130,17 @@ def read_sentencepiece(content: bytes, path: Path) -> Vocabulary:
         "spaces treated in another way than Llama 2's",
     )
     refuse(path, not trainer.get(35) or types.count(BYTE) != 256, "no byte fallback")
-    refuse(path, USER_DEFINED in types or UNUSED in types, "user-defined or unused pieces")
+    refuse(
+        path,
+        set(types) - {NORMAL, UNKNOWN, CONTROL, BYTE},
+        "user-defined, unused or unknown kinds of pieces",
+    )
+    refuse(path, not all(map(math.isfinite, scores)), "a score that is no number")
+    refuse(
+        path,
+        trainer.get(46, b"<s>") != b"<s>" or trainer.get(47, b"</s>") != b"</s>",
+        "other names for BOS and EOS than <s> and </s>",
+    )
     refuse(
         path,
         any(times[score[text]] > 1 for text in merged if text.strip("▁")),
@@ -157,6 +170,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             shift += 7
             if byte < 128:
                 return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
 
     while position < len(message):
         number, wire_type = divmod(varint(), 8)
@@ -190,6 +205,7 @@ def llama_vocabulary(
     in front; flags: add_dummy_prefix and remove_extra_whitespaces; unknown: what the piece for
     "unknown" looks like.
     """
+    refuse(path, "" in names, "an empty piece")
     ids = {name: i for i, name in enumerate(names) if types[i] == NORMAL}
     pieces = [name.replace("▁", " ").encode() for name in names]
     byte_ids, unknown_id = [-1] * 256, -1

@@ -15,3 +15,14 @@ Each module has
 
 What several of them need stands in `experiments/shared`.
 """
+
+import sys
+
+
+def quiet_interrupt(kind, error, trace) -> None:
+    """Ctrl-C before `runtime.run` holds the net, while torch is imported, prints no traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = quiet_interrupt

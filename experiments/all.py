@@ -22,6 +22,7 @@ from experiments import publish
 from experiments.shared import results
 from experiments.shared.index import EXPERIMENTS, Experiment
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from runtime import parse_settings, run
 
 # it has no seeds: one answer of one model of the reference runs
@@ -29,7 +30,7 @@ MICROSCOPE = ["-m", "experiments.ppo_microscope", "--publish", "--out", "out/fin
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     at_once: int = 2  # how many seeds, of whatever experiments, run side by side
     logs: Path = Path("out/experiments")  # what they print goes there
     list: bool = False  # only say what is missing

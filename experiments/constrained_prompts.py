@@ -33,6 +33,7 @@ import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import eval as measures
 import rejection_sampling
@@ -41,6 +42,7 @@ from experiments.shared import results
 from experiments.shared.best_of_n import reward_models_of
 from experiments.shared.over_seeds import claimed, claims_table, count_significant, mean_of
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from experiments.table30_gatt import ADHERENCE_COLUMNS, CONTROL_SETS, TURNS, adherence_row, sets
 from gatt import GhostDialog, instruct, keep_answers, sampling_prompt
 from report import Section, Table
@@ -71,12 +73,12 @@ BASELINES = {
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose whole pipeline is in OUT/SEED
     out: Path = Path("out/final")  # as in experiments.reference; arms go to OUT/SEED-constrained
     dialogs: int = 64  # of each set, for adherence
     samples: int = 4  # answers per test prompt
-    split: str = "test"  # of questions and prompts
+    split: Literal["test", "dev", "train"] = "test"  # of questions and prompts
     at_once: int = 2  # seeds trained side by side
     train_rounds: bool = False  # make "V3 by check" of these seeds and stop: a part of the whole
 
@@ -254,7 +256,7 @@ def commands(root: Path, made: Path, settings: Settings, seed: int) -> list[list
 def check_mix(root: Path) -> None:
     """InputError where the pipeline's V4 was made without Ghost Attention's dialogs."""
     dialogs = root / "gatt" / "dialogs.jsonl"
-    inputs = json.loads((root / "rlhf-v4" / "stage.json").read_text())["inputs"]
+    inputs = json.loads((root / "rlhf-v4" / "stage.json").read_text("utf-8"))["inputs"]
     if inputs.get("mix") != fingerprint(dialogs):
         raise InputError(
             f"{root / 'rlhf-v4'} was made without {dialogs}; experiments.reference makes it with"

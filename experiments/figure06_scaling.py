@@ -13,16 +13,18 @@ pairs at the toy size. Keeps OUT/results/figure06-SEED.json: accuracy by rating,
 items.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import eval as measures
 import model as llama
-from data import read_sft, world
+from data import InputError, read_sft, world
 from experiments.shared import results
 from experiments.shared.over_seeds import over_seeds, percent, percent_table
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.reward_models import accuracy, fresh_pairs, score_lists, train
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section
 from runtime import (
     finish_stage,
@@ -39,13 +41,19 @@ from sft import encode_dialogs, finetune
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     sizes: tuple[str, ...] = ("32x2", "96x3")  # DIMxLAYERS
     pairs: tuple[int, ...] = (300, 1200, 4800, 9600)  # numbers of training pairs
     repeats: int = 4  # test pairs per prompt
     max_rows: int = 0  # demonstrations for the sizes that are fine-tuned here; 0: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for size in self.sizes:
+            if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,2}", size):
+                raise InputError(f"--sizes {size}: a size is DIMxLAYERS, such as 96x3")
 
 
 def sft_of_size(root: Path, seed: int, size: str, max_rows: int) -> Path:

@@ -33,6 +33,7 @@ from experiments.shared.over_seeds import (
     verdict,
 )
 from experiments.shared.pictures import draw_curves, draw_panels, save_picture
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from runtime import parse_settings, run, set_threads
 
@@ -40,7 +41,7 @@ MODELS = ("sft", "newest")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     samples: int = 64  # answers per prompt: the largest N

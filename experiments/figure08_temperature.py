@@ -31,6 +31,7 @@ from experiments.shared.best_of_n import (
 )
 from experiments.shared.over_seeds import each_seed, named
 from experiments.shared.pictures import draw_curves, draw_panels, save_picture
+from experiments.shared.settings import ExperimentSettings
 from rejection_sampling import Settings as RoundSettings
 from report import Figure, Section, Table
 from runtime import parse_settings, run, set_threads
@@ -40,7 +41,7 @@ CHOSEN = "chosen by the round"
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0, 1.2, 1.4)  # as in the paper's figure
@@ -105,7 +106,7 @@ def measure_version(
     table[f"best at N = {k}"] = best_temperature(maxima, clusters)
     table[CHOSEN] = None
     if number + 1 < len(names):
-        record = json.loads((root / names[number + 1] / "stage.json").read_text())
+        record = json.loads((root / names[number + 1] / "stage.json").read_text("utf-8"))
         table[CHOSEN] = record["results"].get("temperature")
     return table
 

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 import eval as measures
-from data import EncodedDialog, Prompt, Tokenizer, encode_dialog, world
+from data import EncodedDialog, InputError, Prompt, Tokenizer, encode_dialog, world
 from data.chat import encode_turn
 from experiments.shared import results
 from experiments.shared.over_seeds import claims_table, mean_curve, named
 from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.settings import ExperimentSettings
 from gatt import instruct
 from model import Attention, Step, Transformer, apply_rope
 from report import Figure, Section, Table
@@ -36,13 +37,18 @@ SHOWN = (1, 2, 4, 6, 10, 20)  # turns in the table
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # fresh ones: seed 0 was used for tuning
     # each seed's models are in OUT/SEED, as in experiments.reference
     out: Path = Path("out/final")
     models: str = "rlhf-v3,gatt"  # before and after
     dialogs: int = 40  # per seed
     turns: int = 20  # of each dialog
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.models.split(","))) != 2 or "" in self.models.split(","):
+            raise InputError(f"--models {self.models}: two names are wanted, such as rlhf-v3,gatt")
 
 
 # ---- attention ----
@@ -54,8 +60,8 @@ def attention_weights(attention: Attention, x: Tensor, step: Step) -> Tensor:
     """
     q = attention.wq(x).unflatten(-1, (-1, attention.head_dim))  # (batch, seq, n_heads, head_dim)
     k = attention.wk(x).unflatten(-1, (-1, attention.head_dim))  # (batch, seq, kv_heads, head_dim)
-    q = apply_rope(q, step.cos, step.sin)
-    k = apply_rope(k, step.cos, step.sin)
+    q = apply_rope(q, step.rope)
+    k = apply_rope(k, step.rope)
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)  # (batch, seq, n_heads, head_dim)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k)  # (batch, n_heads, seq, seq)
     scores = scores / math.sqrt(attention.head_dim)

@@ -29,6 +29,7 @@ from experiments.shared.over_seeds import (
 )
 from experiments.shared.pictures import save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from runtime import is_finished, load_model, parse_settings, require, run, set_threads
 
@@ -55,7 +56,7 @@ AXES = ("helpfulness", "safety")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # whose models are in OUT/SEED
     out: Path = Path("out/final")  # as in experiments.reference
     controls: tuple[int, ...] = (1, 2, 3)  # seeds that also get V5 without PPO, and PPO after V5
@@ -142,7 +143,7 @@ def measure(root: Path, settings: Settings, seed: int) -> dict:
 
 def ppo_record(folder: Path) -> dict:
     """What PPO's own record says of the model that it kept, and of its cost."""
-    record = json.loads((folder / "stage.json").read_text())["results"]
+    record = json.loads((folder / "stage.json").read_text("utf-8"))["results"]
     best = record["best"]
     kept = {key: best[key] for key in ("iteration", "kl", "reward", "length")}
     kept["reward at the start"] = best["start"]["reward"]

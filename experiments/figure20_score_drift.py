@@ -21,6 +21,7 @@ from experiments.shared import results
 from experiments.shared.best_of_n import annotator_scores, reward_models_of, versions
 from experiments.shared.over_seeds import each_seed, in_seeds, named
 from experiments.shared.pictures import draw_panels, save_picture
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from reward import AXES
 from runtime import load_model, parse_settings, run, sample_answers, set_threads
@@ -30,7 +31,7 @@ JUDGES = ("first reward model", "newest reward model", "annotator")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/final")  # as in experiments.reference
     samples: int = 2  # answers per test prompt

@@ -21,13 +21,14 @@ from experiments.shared import results
 from experiments.shared.over_seeds import claims_table, each_seed, plus_minus
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.reward_models import annotators_own, fresh_pairs, score_lists
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section
 from reward import AXES, load_reward_model
 from runtime import parse_settings, run, set_threads
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis

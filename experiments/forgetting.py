@@ -21,6 +21,7 @@ from data import Prompt, read_prompts, world
 from experiments.shared import results
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, families_table
 from reward import AXES
 from runtime import load_model, parse_settings, require, run, set_threads
@@ -34,7 +35,7 @@ OVER_SEEDS = "over seeds"
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     preset: str = "toy"  # as there

@@ -27,6 +27,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import eval as measures
 from data import Prompt, read_prompts, world
@@ -41,6 +42,7 @@ from experiments.shared.over_seeds import (
 )
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from experiments.table30_gatt import CONTROL_SETS, TURNS, measure_set, sets
 from gatt import instruct
 from report import Figure, Section, Table
@@ -59,14 +61,14 @@ ROOTS = ("default", "two passes")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose default pipeline is in OUT/SEED
     # as in experiments.reference; the other root is OUT/SEED-two-passes
     out: Path = Path("out/final")
     dialogs: int = 200  # of each set
     samples: int = 4  # answers per test prompt
     cool: float = 0.4  # the second temperature
-    split: str = "test"  # of questions and prompts
+    split: Literal["test", "dev", "train"] = "test"  # of questions and prompts
     at_once: int = 2  # seeds trained side by side
 
 

@@ -34,12 +34,13 @@ from experiments.shared.over_seeds import (
     plus_minus,
 )
 from experiments.shared.pictures import draw_curves, draw_panels, save_picture
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from runtime import parse_settings, run, set_threads
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     policy: str = "sft"  # the version that answers

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from data import Prompt, Tokenizer, read_prompts, world
+from data import InputError, Prompt, Tokenizer, read_prompts, world
 from experiments.shared import results
 from experiments.shared.pictures import save_picture
+from experiments.shared.settings import ExperimentSettings
 from model import Transformer
 from ppo import Critic, Rollout, kl_penalty, rollout
 from ppo import Settings as PPOSettings
@@ -44,7 +45,7 @@ KEPT_SETTINGS = ("beta", "gamma", "lam", "cut_reward", "max_new_tokens")  # of t
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     out: Path = Path("out")  # reads OUT/NAME and OUT/NAME-ppo
     name: str = "rlhf-v4"  # the model that PPO started from
     prompt: str = "Name three animals."  # what to answer
@@ -55,6 +56,11 @@ class Settings:
     device: str = "cpu"  # auto, cpu, cuda, mps
     threads: int = 1  # CPU threads
     publish: bool = False  # also write experiments/results/ppo_microscope.json and .png
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or not self.prompt.strip():
+            raise InputError("--name and --prompt must not be empty")
 
 
 class Players(NamedTuple):
@@ -71,7 +77,7 @@ class Players(NamedTuple):
 def load_players(root: Path, name: str, device: torch.device) -> Players:
     """The models of ROOT/NAME-ppo, its settings and reward models."""
     folder = require(root / f"{name}-ppo", f"python ppo.py --init {root / name}")
-    record = json.loads((folder / "stage.json").read_text())
+    record = json.loads((folder / "stage.json").read_text("utf-8"))
     reward_folders = {}
     for axis, path in record["results"]["reward_models"].items():
         reward_folders[axis] = Path(path)

@@ -20,6 +20,7 @@ from data import world
 from experiments.shared import results
 from experiments.shared.over_seeds import claims_table, each_seed, in_seeds, plus_minus
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from report import PIPELINE, Section, Table, command
 from runtime import is_finished, parse_settings, run, set_threads
 
@@ -38,7 +39,7 @@ NAMES = {  # how the numbers name the versions, and how the section does
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # fresh ones: seed 0 was used for tuning
     out: Path = Path("out/final")  # each seed's models go to OUT/SEED
     at_once: int = 2  # how many seeds run side by side
@@ -63,7 +64,7 @@ def missing_commands(root: Path, seed: int) -> list[list[str]]:
 def measure(root: Path) -> dict[str, float]:
     """The numbers of one finished pipeline, as its report has them."""
     measures.main(["--out", str(root), "--threads", "1"])
-    return json.loads((root / "eval" / "metrics.json").read_text())["numbers"]
+    return json.loads((root / "eval" / "metrics.json").read_text("utf-8"))["numbers"]
 
 
 # ---- over seeds ----

@@ -16,6 +16,7 @@ OUT/results/reward_heads-SEED.json.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -32,6 +33,7 @@ from experiments.shared.over_seeds import (
 )
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from model import Transformer
 from ppo import answer_logprobs, pad_answers
 from report import Figure, Section, Table
@@ -52,11 +54,13 @@ AXES = ("helpfulness", "safety")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     ppo: bool = True  # also PPO on V4
-    split: str = "dev"  # of the prompts; dev, since a setting is compared here
+    split: Literal["test", "dev", "train"] = (
+        "dev"  # of the prompts; dev, since a setting is compared here
+    )
     samples: int = 4  # answers per prompt
     at_once: int = 2  # seeds side by side
 

@@ -18,6 +18,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -42,11 +43,12 @@ from experiments.shared.reward_models import (
     train,
     training_pairs,
 )
+from experiments.shared.settings import ExperimentSettings
 from model import Transformer
 from rejection_sampling import best_of
 from report import Figure, Section
 from reward import RewardModel, score
-from runtime import load_model, parse_settings, run, sample_answers, set_threads
+from runtime import check_between, load_model, parse_settings, run, sample_answers, set_threads
 from sft import answer_loss
 
 SMALL_STEPS = dict(batch_tokens=500, learning_rate=8e-4)
@@ -63,12 +65,16 @@ OWN = "SFT's own log-probability"
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     arms: tuple[int, ...] = (0, 2, 4)  # which of the arms, in the order of ARMS
     pairs: int = 3000  # pairs of the test
-    split: str = "test"  # of its prompts
+    split: Literal["test", "dev", "train"] = "test"  # of its prompts
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_between(self, 0, len(ARMS) - 1, "arms")
 
 
 # ---- what is measured ----

@@ -30,6 +30,7 @@ from experiments.shared.over_seeds import (
     each_seed,
     in_seeds,
 )
+from experiments.shared.settings import ExperimentSettings
 from model import Transformer
 from rejection_sampling import RewardModels, best_of
 from rejection_sampling import Settings as RoundSettings
@@ -53,7 +54,7 @@ Judged = list[measures.Judgement]
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     # tried for SFT on dev prompts; 0 is greedy

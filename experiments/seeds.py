@@ -27,6 +27,7 @@ from experiments.shared.over_seeds import (
 )
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from runtime import is_finished, load_model, parse_settings, run, set_threads
 
@@ -35,7 +36,7 @@ AXES = ("helpfulness", "safety")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # fresh ones: seed 0 was used for tuning
     out: Path = Path("out/seeds")  # each seed's models go to OUT/SEED
     preset: str = "toy"  # of every stage
@@ -78,7 +79,7 @@ def measure(root: Path, samples: int, seed: int, split: str = "test") -> dict:
 
     records = {}
     for name in (*names, "reward-helpfulness", "reward-safety"):
-        records[name] = json.loads((root / name / "stage.json").read_text())["results"]
+        records[name] = json.loads((root / name / "stage.json").read_text("utf-8"))["results"]
     temperatures = {}
     for name in names:
         if "temperature" in records[name]:

@@ -19,6 +19,7 @@ from data import read_prompts, world
 from experiments.longer_sft import asked
 from experiments.shared import results
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from experiments.table30_gatt import sets
 from report import Section, Table, number
 from runtime import load_model, parse_settings, run, set_threads
@@ -28,7 +29,7 @@ GROUPS = ("unseen words", "two, unseen")
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seed: int = 0  # a tuning seed
     out: Path = Path("out/sft-budget")  # one root per variant
     samples: int = 4  # answers per dev prompt
@@ -81,7 +82,7 @@ def measure(settings: Settings) -> dict:
         folder = root_of(name, settings) / "sft"
         model, tokenizer = load_model(folder)
         judgements = measures.evaluate(model, tokenizer, prompts, samples=settings.samples)
-        record = json.loads((folder / "stage.json").read_text())["results"]
+        record = json.loads((folder / "stage.json").read_text("utf-8"))["results"]
         entry = {"dev_loss": record["dev_loss"], "cpu_seconds": record["cpu_seconds"]}
         entry |= measures.summary(prompts, judgements)
         for group in GROUPS:

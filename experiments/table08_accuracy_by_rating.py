@@ -23,13 +23,14 @@ from experiments.shared.reward_models import (
     safety_measures,
     score_lists,
 )
+from experiments.shared.settings import ExperimentSettings
 from report import Section
 from reward import AXES, load_reward_model
 from runtime import parse_settings, run, set_threads
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis

@@ -38,6 +38,7 @@ from experiments.shared.reward_models import (
     train,
     training_pairs,
 )
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section, Table
 from reward import MARGINS, ranking_loss
 from runtime import parse_settings, run, set_threads
@@ -46,7 +47,7 @@ BINS = 20
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt

@@ -31,6 +31,7 @@ from experiments.shared.reward_models import (
     train,
     training_pairs,
 )
+from experiments.shared.settings import ExperimentSettings
 from report import Figure, Section
 from reward import AXES
 from runtime import parse_settings, run, set_threads
@@ -42,7 +43,7 @@ BINS = 20  # of the histograms
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # whose models are in OUT/SEED
     out: Path = Path("out/seeds")  # as in experiments.seeds
     repeats: int = 4  # pairs per test prompt and axis

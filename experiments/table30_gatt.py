@@ -21,6 +21,7 @@ import json
 import random
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import eval as measures
 import gatt
@@ -36,6 +37,7 @@ from experiments.shared.over_seeds import (
 )
 from experiments.shared.pictures import draw_panels, save_picture
 from experiments.shared.processes import side_by_side
+from experiments.shared.settings import ExperimentSettings
 from model import Transformer
 from report import Figure, Section, Table
 from runtime import (
@@ -83,14 +85,14 @@ DIFFERENCES = (  # of adherence, that are shown
 
 
 @dataclass
-class Settings:
+class Settings(ExperimentSettings):
     seeds: tuple[int, ...] = (1, 2, 3)  # fresh ones: seed 0 was used for tuning
     # as in experiments.reference; the arms, all from OUT/SEED/rlhf-v3, go to OUT/SEED/gatt-ARM
     out: Path = Path("out/final")
     preset: str = "toy"  # of gatt.py
     dialogs: int = 200  # of each set
     samples: int = 2  # answers per test prompt, for helpfulness and safety
-    split: str = "test"  # of the questions
+    split: Literal["test", "dev", "train"] = "test"  # of the questions
     at_once: int = 2  # seeds trained side by side
 
 
@@ -177,7 +179,7 @@ def train_arm(root: Path, arm: str, dialogs: list[Dialog]) -> None:
     ROOT/gatt-ARM/gatt.
     """
     folder = root / f"gatt-{arm}" / "gatt"
-    made_with = json.loads((root / "gatt" / "stage.json").read_text())["settings"]
+    made_with = json.loads((root / "gatt" / "stage.json").read_text("utf-8"))["settings"]
     inputs = {"model": root / "rlhf-v3", "dialogs": root / "gatt" / "dialogs.jsonl"}
     started = open_stage(folder, made_with | {"arm": arm}, inputs)
     if not started:
@@ -222,7 +224,7 @@ def arms(root: Path) -> dict[str, Path]:
         folders[name] = root / f"gatt-{name}" / "gatt"
     later = [name for name in LATER if is_finished(root / name)]
     if later:
-        inputs = json.loads((root / "rlhf-v4" / "stage.json").read_text())["inputs"]
+        inputs = json.loads((root / "rlhf-v4" / "stage.json").read_text("utf-8"))["inputs"]
         if "mix" not in inputs:
             print(
                 f"{root}: V4 was made without Ghost Attention's dialogs (--mix), so V4, V4-PPO and"

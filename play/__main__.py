@@ -37,7 +37,7 @@ def main() -> None:
     for known, (_, purpose) in COMMANDS.items():
         print(f"  {known:<12}{purpose}")
     if name not in ("", "-h", "--help"):
-        print(f"\nerror: {name} is none of these", file=sys.stderr)
+        print(f"\nerror: {name!r} is none of these", file=sys.stderr)
         sys.exit(2)
 
 

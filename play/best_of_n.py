@@ -1,7 +1,7 @@
 """Best of N: all answers to a prompt, the highest reward first, the annotator's view beside.
 
     python -m play best-of-n "Name three animals."
-    python -m play best-of-n "Name three animals." --n 64 --init out/sft
+    python -m play best-of-n "Name three animals." --n 64 --init sft
 
 The reward is a logit: the safety score where that is below -1.73 (a probability of 0.15), else the
 helpfulness score.
@@ -10,14 +10,16 @@ helpfulness score.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import Answer, InputError, Prompt, Tokenizer
+from data import Answer, InputError, Prompt, Tokenizer, printable
 from data.preferences import GivenAnswer
 from eval import VERSIONS
 from model import Transformer
 from play.scores import with_toy_prompts
+from play.shared import check_sampling, find_model
 from rejection_sampling import RewardModels, sample_and_score
 from report.answers import verdict
 from runtime import (
+    check_between,
     check_positive,
     choose_device,
     is_finished,
@@ -34,7 +36,7 @@ from runtime import (
 class Settings:
     question: str  # the prompt to answer
     out: Path = Path("out")  # its newest model answers, its newest reward models choose
-    init: str = ""  # another model
+    init: str = ""  # another model: a name in OUT, or the path of a folder
     n: int = 16  # answers
     temperature: float = 1.0  # of the sampling
     max_new_tokens: int = 96  # longest answer
@@ -43,7 +45,9 @@ class Settings:
     threads: int = 0  # CPU threads; 0: torch decides
 
     def __post_init__(self) -> None:
-        check_positive(self, "n", "temperature", "max_new_tokens")
+        check_between(self, 1, 10**6, "n")
+        check_positive(self, "temperature")
+        check_sampling(self)
         if not self.question.strip():
             raise InputError("the question is empty")
 
@@ -77,7 +81,7 @@ def print_candidates(prompt: Prompt, answers: list[Answer]) -> None:
         for remark in (verdict(prompt, answer.text), unusable(answer)):
             if remark:
                 line += f"  [{remark}]"
-        print(line)
+        print(printable(line, one_line=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         if is_finished(settings.out / name):
             finished.append(settings.out / name)
     if settings.init:
-        folder = Path(settings.init)
+        folder = find_model(settings.out, settings.init)
     elif finished:
         folder = finished[-1]
     else:

@@ -1,7 +1,7 @@
 """Talk to a model in the terminal.
 
     python -m play chat out/rlhf-v4
-    python -m play chat out/rlhf-v4 --prompt "What is the capital of France?"
+    python -m play chat rlhf-v4 --prompt "What is the capital of France?"
     python -m play chat /models/llama-2-7b-chat
 
 Commands: /reset starts over, /system TEXT sets the system prompt and starts over, /quit ends.
@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import InputError, Tokenizer, encode_prompt, world
+from data import InputError, Tokenizer, encode_prompt, printable, world
 from model import Transformer, generate
-from runtime import check_positive, choose_device, choose_dtype, load_model, parse_settings
+from play.shared import check_sampling, find_model
+from runtime import check_between, choose_device, choose_dtype, load_model, parse_settings
 
 COMMANDS = "/reset starts over, /system TEXT sets the system prompt and starts over, /quit ends"
 
 
 @dataclass
 class Settings:
-    folder: Path  # the model: a folder that a stage wrote, or any Llama 2 checkpoint
+    model: str  # a name in OUT, or the path of any Llama 2 checkpoint
+    out: Path = Path("out")  # the models
     prompt: str = ""  # answer this once and stop
     system: str = ""  # the system prompt
     temperature: float = 0.6  # 0: always the likeliest token
@@ -31,13 +33,8 @@ class Settings:
     dtype: str = "auto"  # of the weights: bfloat16 or float32; auto: bfloat16 on a GPU
 
     def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", or_zero=("temperature", "top_p", "seed"))
-        sane = self.temperature == 0 or 0.01 <= self.temperature < 100
-        if not sane or self.top_p > 1:
-            raise InputError(
-                f"--temperature {self.temperature}, --top-p {self.top_p}: wanted: a temperature of "
-                "0 or from 0.01 to 100, and a mass from 0 to 1"
-            )
+        check_between(self, 0, 1, "top_p")
+        check_sampling(self)
 
 
 def stream_answer(
@@ -61,7 +58,7 @@ def stream_answer(
         ids.append(token)
         text = tokenizer.decode(ids).lstrip()
         if not text.endswith("\ufffd"):  # half a character waits for the token with its other bytes
-            print(text[len(shown) :], end="", flush=True)
+            print(printable(text[len(shown) :]), end="", flush=True)
             shown = text
 
     [generation] = generate(
@@ -75,7 +72,7 @@ def stream_answer(
         on_token=show,
     )
     text = tokenizer.decode(generation.ids).lstrip()
-    print(text[len(shown) :])
+    print(printable(text[len(shown) :]))
     context = model.args.max_seq_len
     if len(prompt) + len(generation.ids) >= context:
         print(f"[the context of {context} tokens is full: /reset starts over]")
@@ -88,11 +85,16 @@ def main(argv: list[str] | None = None) -> None:
     settings = parse_settings(Settings, __doc__, argv=argv)
     device = choose_device(settings.device)
     model, tokenizer = load_model(
-        settings.folder, device=device, dtype=choose_dtype(settings.dtype, device)
+        find_model(settings.out, settings.model),
+        device=device,
+        dtype=choose_dtype(settings.dtype, device),
     )
     if settings.prompt:
         messages = [*_opening(settings.system), _user(settings.prompt)]
-        stream_answer(model, tokenizer, messages, (settings.seed, 0), settings)
+        try:
+            stream_answer(model, tokenizer, messages, (settings.seed, 0), settings)
+        except ValueError as mistake:  # a reserved tag, or it is too long
+            raise InputError(f"--prompt: {mistake}") from None
         return
     print(COMMANDS)
     _print_what_can_be_asked(tokenizer)

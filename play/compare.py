@@ -6,12 +6,13 @@ python -m play compare rlhf-v4 sft --judge human      by you, not knowing whose 
 """
 
 import random
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import report
-from data import Answer, InputError, Prompt
+from data import Answer, Prompt, printable
 from data.annotators import choice, sides_swapped
 from eval import (
     NOT_WORSE,
@@ -22,10 +23,11 @@ from eval import (
     load_judges,
     sampling,
 )
+from play.shared import check_sampling, find_model
 from runtime import (
     append_rows,
     cached_answers,
-    check_positive,
+    check_between,
     choose_device,
     parse_settings,
     resume_rows,
@@ -35,7 +37,7 @@ from runtime import (
 
 @dataclass
 class Settings:
-    first: str  # a model: a name in OUT, or a folder
+    first: str  # a model: a name in OUT, or the path of a folder
     second: str  # the one that it is compared with
     out: Path = Path("out")  # the models; answers and grades are kept in OUT/eval
     # auto: annotator; on other prompts, reward; human: you
@@ -50,7 +52,8 @@ class Settings:
     threads: int = 0  # CPU threads; 0: torch decides
 
     def __post_init__(self) -> None:
-        check_positive(self, "answers", "max_new_tokens", or_zero=("temperature",))
+        check_between(self, 1, 10**6, "answers")
+        check_sampling(self)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     answers = []
     labels = []
     for name in (settings.first, settings.second):
-        label = name.strip("/").replace("/", "-")
-        folder = _find_model(settings.out, name)
+        label = re.sub(r"[^\w.-]", "-", name.strip("/"))  # a part of files' names
+        folder = find_model(settings.out, name)
         path = settings.out / "eval" / f"answers-{label}.jsonl"
         answers.append(cached_answers(folder, prompts, path, **sampling(settings, device)))
         labels.append(label)
@@ -85,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         judgements = [judge.judge_answers(prompts, of_model) for of_model in answers]
 
     # 3. who wins
-    title = f"{settings.first} against {settings.second}"
+    title = printable(f"{settings.first} against {settings.second}", one_line=True)
     print(
         f"{title}: {len(judgements[0])} pairs of answers at temperature {settings.temperature}, "
         f"judged by {who}; ties (differences up to {tie}) count half\n"
@@ -97,14 +100,6 @@ def main(argv: list[str] | None = None) -> None:
         families[family] = result._asdict()
     table = report.families_table(title, families, NOT_WORSE)
     report.print_tables([report.Section("By family", [table])])
-
-
-def _find_model(out: Path, name: str) -> Path:
-    """The folder of a model by its name in OUT, or by its path."""
-    for folder in (out / name, Path(name)):
-        if folder.is_dir():
-            return folder
-    raise InputError(f"{name}: neither a model in {out} nor a folder")
 
 
 # ---- a person is the judge ----
@@ -179,8 +174,8 @@ def ask_grades(
 def _ask_grade(prompt: Prompt, left: Answer, right: Answer) -> str:
     """Show a pair and ask for its grade: "1" to "7", or "q"."""
     for message in prompt.messages:
-        print(f"  {message['role']}: {message['content']}")
-    print(f"  LEFT:  {left.text}\n  RIGHT: {right.text}")
+        print(printable(f"  {message['role']}: {message['content']}"))
+    print(printable(f"  LEFT:  {left.text}\n  RIGHT: {right.text}"))
     return choice(
         "left is much better 1, better 2, slightly 3; equal 4; right is slightly 5, better 6, much"
         " better 7; stop q",

@@ -8,23 +8,37 @@ import random
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import gatt
-from data import Tokenizer, encode_dialog, world
+from data import Tokenizer, encode_dialog, printable, world
 from model import Transformer
-from runtime import choose_device, load_model, parse_settings, require, sample_answers, set_threads
+from play.shared import find_model
+from runtime import (
+    check_between,
+    choose_device,
+    load_model,
+    parse_settings,
+    require,
+    sample_answers,
+    set_threads,
+)
 
 
 @dataclass
 class Settings:
     out: Path = Path("out")  # reads OUT/rlhf-v3
-    init: str = ""  # the model that answers; empty: OUT/rlhf-v3
+    # the model that answers: a name in OUT, or the path of a folder; empty: rlhf-v3
+    init: str = ""
     data: str = "toy"  # JSONL of dialogs {"messages"}, or toy
     constraints: str = "toy"  # JSONL of {"kind", "value", "long", "short"}, or toy
-    context: str = "question"  # what a last answer is sampled from: question, or dialog
+    context: Literal["question", "dialog"] = "question"  # what a last answer is sampled from
     seed: int = 0  # another seed, another dialog
     device: str = "auto"  # auto, cpu, cuda, mps
     threads: int = 0  # CPU threads; 0: torch decides
+
+    def __post_init__(self) -> None:
+        check_between(self, 0, 2**32 - 1, "seed")
 
 
 def show_steps(
@@ -68,7 +82,7 @@ def show_steps(
 def _print_dialog(title: str, messages: list[dict]) -> None:
     print(f"\n{title}")
     for message in messages:
-        print(f"  {message['role']:>9}: {message['content']}")
+        print(printable(f"  {message['role']:>9}: {message['content']}"))
 
 
 def _print_mask(tokenizer: Tokenizer, ids: list[int], loss_mask: list[bool]) -> None:
@@ -80,7 +94,7 @@ def _print_mask(tokenizer: Tokenizer, ids: list[int], loss_mask: list[bool]) -> 
         if trained != is_trained_on:
             print(_marked(run, is_trained_on), end="")
             run, is_trained_on = "", trained
-        run += control.get(token) or tokenizer.decode([token])
+        run += control.get(token) or printable(tokenizer.decode([token]))
     print(_marked(run, is_trained_on))
 
 
@@ -95,6 +109,7 @@ def _marked(text: str, is_trained_on: bool) -> str:
 def main(argv: list[str] | None = None) -> None:
     s = parse_settings(Settings, __doc__, argv=argv)
     set_threads(s.threads)
+    device = choose_device(s.device)
     settings = gatt.Settings(
         out=s.out,
         data=s.data,
@@ -104,11 +119,11 @@ def main(argv: list[str] | None = None) -> None:
         check="toy" if s.data == "toy" else "none",
     )
     if s.init:
-        folder = Path(s.init)
+        folder = find_model(s.out, s.init)
     else:
         folder = require(s.out / "rlhf-v3", "python rejection_sampling.py --rounds 1-3")
     world.ensure()
-    model, tokenizer = load_model(folder, choose_device(s.device))
+    model, tokenizer = load_model(folder, device)
     if s.data == "toy":
         prompts = [world.ask(random.Random(i)) for i in range(40)]
         ordinary = gatt.sample_ordinary(model, tokenizer, prompts, settings)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import report
 from eval import find_models, find_prompts
+from play.shared import check_sampling
 from report.answers import verdict
 from report.blocks import Section, Shown, ShownAnswer
 from runtime import (
@@ -35,7 +36,8 @@ class Settings:
     threads: int = 0  # CPU threads; 0: torch decides
 
     def __post_init__(self) -> None:
-        check_positive(self, "show", "max_new_tokens", or_zero=("temperature",))
+        check_positive(self, "show")
+        check_sampling(self)
 
 
 def main(argv: list[str] | None = None) -> None:

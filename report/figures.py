@@ -4,11 +4,13 @@ import html
 import io
 import re
 
+from data import printable
 from report.blocks import Curve, Panel
 
 LOOKS = {
     "svg.fonttype": "none",
     "font.size": 9,
+    "text.parse_math": False,  # a name may hold a dollar
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
@@ -35,7 +37,7 @@ def draw(panel: Panel) -> str:
         for curve in panel.curves:
             _draw_curve(axes, curve, names)
         if names:
-            ticks = [_short(name) for name in names]
+            ticks = [_short(printable(name)) for name in names]
             axes.set_xticks(range(len(names)), ticks, fontsize=8)
         if panel.level is not None:
             axes.axhline(panel.level, color="grey", linestyle=":", linewidth=1)
@@ -63,7 +65,8 @@ def _draw_curve(axes, curve: Curve, names: list[str]) -> None:
     x = curve.x
     if names:
         x = [names.index(name) for name in curve.x]
-    [line] = axes.plot(x, curve.y, curve.style, label=curve.label, markersize=4, linewidth=1.5)
+    label = printable(curve.label)
+    [line] = axes.plot(x, curve.y, curve.style, label=label, markersize=4, linewidth=1.5)
     points = zip(x, curve.low, curve.high, strict=False)
     known = [point for point in points if None not in point]
     if known:

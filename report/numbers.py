@@ -52,7 +52,7 @@ def smoothed(path: Path, phase: str, key: str, points: int = 120) -> Curve:
 
 def number(value, digits: int = 3) -> str:
     """A number as text, or an interval [mean, low, high], or a win rate [rate, low, high, wins,
-    ties, losses]. None is empty; an end that is None (infinite) is a question mark.
+    ties, losses]. None is empty; an end that is infinite (None in JSON) is a question mark.
 
     >>> number(0.5, 1), number([0.5, 0.25, None], 2)
     ('0.5', '0.50 [0.25, ?]')
@@ -64,7 +64,8 @@ def number(value, digits: int = 3) -> str:
     mean, low, high = value[:3]
     ends = []
     for end in (low, high):
-        ends.append("?" if end is None else f"{end:.{digits}f}")
+        is_known = end is not None and math.isfinite(end)
+        ends.append(f"{end:.{digits}f}" if is_known else "?")
     return f"{mean:.{digits}f} [{', '.join(ends)}]"
 
 
@@ -112,6 +113,8 @@ def families_table(title: str, families: dict[str, dict], not_worse: float) -> T
         f" {not_worse}. Worse: it lies below 0. The intervals hold for all {len(families)} families"
         " together. The paper has no such table."
     )
+    if any("?" in cell for row in rows for cell in row[1:]):
+        small_print += " Question marks: too few items for an interval."
     columns = ["", "win rate", "difference of scores", "verdict"]
     return Table(caption, columns, rows, small_print)
 

@@ -8,6 +8,7 @@ import html
 import re
 from pathlib import Path
 
+from data import printable
 from report.blocks import Block, Figure, Panel, Section, Shown, Table
 from report.figures import draw
 from runtime.checkpoint import atomic_write
@@ -29,7 +30,7 @@ def page(sections: list[Section]) -> str:
     links = []
     bodies = []
     for number, section in enumerate(sections):
-        title = html.escape(section.title)
+        title = _escaped(section.title)
         links.append(f'<a href="#s{number}">{title}</a>')
         bodies.append(f'<h2 id="s{number}">{title}</h2>')
         for block in section.blocks:
@@ -50,9 +51,14 @@ def page(sections: list[Section]) -> str:
 # ---- blocks ----
 
 
+def _escaped(text: str) -> str:
+    """Text as HTML. What could turn its direction, or can stand in no file, is written out."""
+    return html.escape(printable(text))
+
+
 def marked_up(text: str) -> str:
     """Text as HTML, what stands between backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escaped(text))
 
 
 def _block(block: Block) -> str:
@@ -67,7 +73,7 @@ def _block(block: Block) -> str:
 
 def _table(table: Table) -> str:
     """The table in a box that scrolls sideways where the screen is too narrow."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.columns)
+    head = "".join(f"<th>{_escaped(cell)}</th>" for cell in table.columns)
     lines = []
     for row in table.rows:
         cells = "".join(f"<td>{marked_up(cell)}</td>" for cell in row)
@@ -85,11 +91,11 @@ def _table(table: Table) -> str:
 def _shown(shown: Shown) -> str:
     answers = []
     for answer in shown.answers:
-        name = f"<b>{html.escape(answer.name)}</b>"
-        verdict = f"<i>{html.escape(answer.verdict)}</i>" if answer.verdict else ""
-        answers.append(f"<div>{name}{verdict}<p>{html.escape(answer.text)}</p></div>")
+        name = f"<b>{_escaped(answer.name)}</b>"
+        verdict = f"<i>{_escaped(answer.verdict)}</i>" if answer.verdict else ""
+        answers.append(f"<div>{name}{verdict}<p>{_escaped(answer.text)}</p></div>")
     return (
-        f'<div class="shown"><h3>{html.escape(shown.prompt)}</h3>'
+        f'<div class="shown"><h3>{_escaped(shown.prompt)}</h3>'
         f'<div class="answers">{"".join(answers)}</div></div>'
     )
 
@@ -97,7 +103,7 @@ def _shown(shown: Shown) -> str:
 def _figure(figure: Figure) -> str:
     if figure.file:
         data = base64.b64encode(figure.file.read_bytes()).decode()
-        name = html.escape(figure.file.stem)
+        name = _escaped(figure.file.stem)
         picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
     else:
         drawn = "".join(f"<div>{_picture(panel)}</div>" for panel in figure.panels)
@@ -117,5 +123,5 @@ def _picture(panel: Panel) -> str:
     try:
         return draw(panel)
     except ImportError:
-        title = html.escape(panel.title)
+        title = _escaped(panel.title)
         return f"<p>{title}: `pip install matplotlib` and run eval.py again</p>"

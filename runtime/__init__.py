@@ -10,6 +10,7 @@ from runtime.checkpoint import (
     atomic_write,
     load_checkpoint,
     plain_json,
+    restore_checkpoint,
     resume_rows,
     save_checkpoint,
 )
@@ -27,7 +28,7 @@ from runtime.sampling import (
     sample_planned,
     unusable,
 )
-from runtime.settings import StageSettings, check_positive, parse_settings, run
+from runtime.settings import StageSettings, check_between, check_positive, parse_settings, run
 from runtime.stage import (
     Stage,
     check_same_prompts,
@@ -51,6 +52,7 @@ __all__ = [
     "append_rows",
     "atomic_write",
     "cached_answers",
+    "check_between",
     "check_positive",
     "check_same_prompts",
     "choose_device",
@@ -71,6 +73,7 @@ __all__ = [
     "parse_settings",
     "plain_json",
     "require",
+    "restore_checkpoint",
     "resume_rows",
     "run",
     "sample_answers",

@@ -7,11 +7,29 @@ import itertools
 import json
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import torch
 
 from data.errors import InputError
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError in the block names this file, if it names none: what a full disk says, does not.
+
+    `torch.save` then fails once more, as it closes its zip; what is raised is the OSError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as problem:
+        first = problem if isinstance(problem, OSError) else problem.__context__
+        if not isinstance(first, OSError):
+            raise
+        if first.filename is None:
+            first.filename = str(path)
+        raise first from None
 
 
 @contextlib.contextmanager
@@ -25,7 +43,7 @@ def atomic_write(path):
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,12 +65,13 @@ def save_checkpoint(path, state):
 def load_checkpoint(path, device="cpu"):
     """What `save_checkpoint` wrote, tensors on `device`.
 
-    InputError naming the file if it is missing, cut short or holds code: `weights_only` reads
-    tensors and plain values and refuses to call anything that a pickle names, so no file can run
-    code.
+    InputError naming the file if it is missing, cut short, changed by one bit (`check_zip`), holds
+    code or is no nested dict of tensors, numbers and text: `weights_only` reads tensors and plain
+    values and refuses to call anything that a pickle names, so no file can run code.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        check_zip(path)
+        state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except Exception as problem:  # zip, pickle and tensor errors of many classes
@@ -60,16 +79,89 @@ def load_checkpoint(path, device="cpu"):
             f"{path} is not a readable checkpoint: it is cut short or broken, or a pickle with code"
             " in it (which is never run)"
         ) from problem
+    try:
+        if not isinstance(state, dict):
+            raise TypeError(f"state is a {type(state).__name__}, not a dict")
+        _check_plain(state, "state")
+    except TypeError as problem:
+        raise InputError(f"{path} is not a readable checkpoint: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not a readable checkpoint: it is nested too deeply") from None
+    return state
+
+
+def check_zip(path):
+    """zipfile.BadZipFile (or what `open` raises) unless every record in a file of `torch.save` is
+    as it was written.
+
+    torch writes a checksum of each and never looks at it, so we do: one more reading of the file,
+    of about a second for each GB. Compressed records are refused, since torch takes
+    their bytes for numbers where it maps a file into memory.
+    """
+    with zipfile.ZipFile(path) as file:
+        records = file.infolist()
+        if len({record.filename for record in records}) < len(records):
+            raise zipfile.BadZipFile("a record is there twice")
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile(f"{record.filename!r} is compressed")
+        broken = file.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"the checksum of {broken!r} does not fit")
+
+
+def restore_checkpoint(path, parts, device="cpu", **most):
+    """Put what `save_checkpoint` wrote back into models and optimisers.
+
+    Args:
+        parts: {name in the file: the model or AdamW whose `state_dict` was saved}.
+        most: for each count in the file, such as the steps made, the largest that it may be.
+
+    Returns:
+        all that is in the file.
+
+    Raises:
+        InputError: the file cannot be read (`load_checkpoint`) or is not one of this run: something
+            is missing, of other names or shapes, not finite, or a count beyond its largest.
+    """
+    state = load_checkpoint(path, device)
+    cure = "delete it to begin its phase again, or start over with --fresh"
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+            _check_fit(part)
+        except Exception as problem:  # of many classes: missing names, other shapes, no dict
+            raise InputError(f"{path}: its '{name}' does not fit this run; {cure}") from problem
+    for name, largest in most.items():
+        count = state.get(name)
+        if type(count) is not int or not 0 <= count <= largest:
+            wanted = f"a whole number from 0 to {largest}"
+            raise InputError(f"{path}: its '{name}' is {count!r:.40}, wanted: {wanted}; {cure}")
+    return state
+
+
+def _check_fit(part):
+    """ValueError if the numbers that a model or an AdamW has loaded are not finite, or the AdamW's
+    are not those of its weights.
+    """
+    if isinstance(part, torch.nn.Module):
+        numbers = list(part.state_dict().values())
+    else:
+        numbers = []
+        for weight, moments in part.state.items():
+            numbers += [moments["step"], moments["exp_avg"], moments["exp_avg_sq"]]
+            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape:
+                raise ValueError("moments of another shape than their weight")
+    if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
+        raise ValueError("a number that is not finite")
 
 
 def append_rows(path, rows):
     """Append rows to a JSONL file; they are on the disk when this returns. After a kill,
     `resume_rows` comes first.
     """
-    with open(path, "ab") as file:
-        file.write(
-            "".join(json.dumps(plain_json(row), ensure_ascii=False) + "\n" for row in rows).encode()
-        )
+    with naming(path), open(path, "ab") as file:
+        file.write(b"".join(json_line(plain_json(row)) for row in rows))
         file.flush()
         os.fsync(file.fileno())
 
@@ -90,11 +182,12 @@ def resume_rows(path, batches=None):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError
-            rows.append(json.loads(line))
-            if not isinstance(rows[-1], dict):
+            row = json.loads(line)
+            if not isinstance(row, dict):
                 raise ValueError
+            rows.append(row)
             ends.append(ends[-1] + len(line))
-        except ValueError:
+        except (ValueError, RecursionError):  # not JSON; brackets in brackets
             if number < len(lines):
                 raise InputError(
                     f"{path}, line {number}: not a JSON object; mend the line, or delete the file"
@@ -107,6 +200,17 @@ def resume_rows(path, batches=None):
     if ends[kept] < path.stat().st_size:
         os.truncate(path, ends[kept])
     return rows[:kept]
+
+
+def json_line(value, indent=None):
+    """A value as the bytes of a line of JSON. Half of a character, such as a path may hold that is
+    no UTF-8, is written as its escape.
+
+    >>> json_line({"data": "naïve \\udcff"}).decode()
+    '{"data": "naïve \\\\udcff"}\\n'
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def plain_json(value, digits=17):
@@ -138,9 +242,14 @@ def _check_plain(value, name):
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{name}[{index}]")
-    elif not (
-        value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)
-    ):
+    elif isinstance(value, torch.Tensor):
+        stored = value.layout == torch.strided and not value.is_nested
+        if not stored or value.is_meta or value.is_quantized or value.requires_grad:
+            raise TypeError(
+                f"{name} is a tensor that is sparse, quantised, without numbers (meta) or requires"
+                " grad: a checkpoint holds plain ones"
+            )
+    elif not (value is None or type(value) in (bool, int, float, str)):
         raise TypeError(
             f"{name} is a {type(value).__name__}: a checkpoint holds tensors, numbers and text"
         )

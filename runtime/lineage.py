@@ -6,6 +6,7 @@
 No file is read or written. Symbolic links are followed, to tell whether two folders are the same.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,4 +87,4 @@ def trace(out: Path, version: int, *, init: str = "", name: str = "", pool: str 
 
 def _is_one_of(folder: Path, others: list[Path]) -> bool:
     """True if one of the others is the same folder, however it is written."""
-    return folder.resolve() in [other.resolve() for other in others]
+    return os.path.realpath(folder) in [os.path.realpath(other) for other in others]

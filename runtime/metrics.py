@@ -1,9 +1,9 @@
 """The log of numbers, `metrics.jsonl`."""
 
-import json
 from pathlib import Path
 
-from runtime.checkpoint import atomic_write, plain_json, resume_rows
+from data.errors import InputError
+from runtime.checkpoint import atomic_write, json_line, naming, plain_json, resume_rows
 
 
 class Metrics:
@@ -23,13 +23,22 @@ class Metrics:
         (JSON has neither).
         """
         row = {"phase": phase, "step": step, **plain_json(numbers, digits=6)}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with naming(self.path), open(self.path, "ab") as file:
+            file.write(json_line(row))
 
     def rewind(self, phase, step=0):
-        """Drop the rows of this phase from `step` on: they are about to be made again."""
-        rows = [
-            row for row in resume_rows(self.path) if row["phase"] != phase or row["step"] < step
-        ]
+        """Drop the rows of this phase from `step` on: they are about to be made again.
+
+        InputError naming the first row that lacks phase or step.
+        """
+        kept = []
+        for number, row in enumerate(resume_rows(self.path), start=1):
+            if not isinstance(row.get("phase"), str) or type(row.get("step")) is not int:
+                raise InputError(
+                    f"{self.path}, line {number}: a row has a 'phase' (text) and a 'step' (whole"
+                    " number); mend the line, or delete the file"
+                )
+            if row["phase"] != phase or row["step"] < step:
+                kept.append(row)
         with atomic_write(self.path) as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            file.write(b"".join(json_line(row) for row in kept))

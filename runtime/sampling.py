@@ -122,7 +122,7 @@ def _resume(path: Path, plan: list[list[tuple[int, int]]]) -> list[Answer]:
     if written != planned[: len(written)] and sorted(written) != sorted(planned):
         path.unlink()  # it was cut by hand, or two runs wrote at once
         return []
-    return [Answer.from_json(row) for row in rows]
+    return [Answer.from_json(row, str(path)) for row in rows]
 
 
 def _sample_batch(
@@ -279,7 +279,7 @@ def cached_answers(
         prompts = [_under_system(prompt, system) for prompt in prompts]
     asked = [prompt.messages for prompt in prompts]
     mark = made_by(folder, asked, samples, temperature, max_new_tokens, seed)
-    answers = [Answer.from_json(row) for row in kept_rows(path, mark)]
+    answers = [Answer.from_json(row, str(path)) for row in kept_rows(path, mark)]
     wanted = [(i, k) for i in range(len(prompts)) for k in range(samples)]
     if sorted(map(place, answers)) == wanted:
         return sorted(answers, key=place)

@@ -6,7 +6,9 @@ text of its option. Checks of values stand in `__post_init__`.
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import errno
 import inspect
 import io
 import math
@@ -19,6 +21,8 @@ import typing
 from pathlib import Path
 
 from data.errors import InputError
+
+MOST = 10**9  # of any count, rate or weight: what asks for more never ends
 
 
 @dataclasses.dataclass
@@ -47,7 +51,8 @@ def parse_settings(Settings, description, presets=None, argv=None):
         presets: {"tiny": {field: value}, ...} for the field `preset`. What is given on the command
             line wins over a preset.
 
-    A word that does not fit ends the program with argparse's message and exit code 2.
+    A word that does not fit, or a whole number beyond 2⁵³ (the largest that every float holds),
+    ends the program with argparse's message and exit code 2.
     """
     presets = presets or {}
     parser = argparse.ArgumentParser(
@@ -111,18 +116,35 @@ def _option(field, kind, comment, presets):
 
 
 def check_positive(settings, *names, or_zero=()):
-    """InputError naming the first of these settings that is not more than 0 (a tuple: empty, or one
-    of its numbers).
+    """InputError naming the first of these settings that is not more than 0 and at most MOST (a
+    tuple: empty, or one of its numbers).
 
     or_zero: names of those that may be 0.
     """
     for name in (*names, *or_zero):
         value = getattr(settings, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not (min(numbers) > 0 or name in or_zero and min(numbers) == 0):
-            wanted = "0 or more" if name in or_zero else "more than 0"
+        may_be_zero = name in or_zero
+        wanted = "0 or more" if may_be_zero else "more than 0"
+        if any(number > MOST for number in numbers):
+            wanted = f"at most {MOST}"
+        fits = [0 < number <= MOST or (number == 0 and may_be_zero) for number in numbers]
+        if not fits or not all(fits):
             raise InputError(
                 f"--{name.replace('_', '-')} {_as_typed(value) or 'is empty'}: must be {wanted}"
+            )
+
+
+def check_between(settings, low, high, *names):
+    """InputError naming the first of these settings (numbers, or tuples of numbers) that does not
+    lie between low and high, both included.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(low <= number <= high for number in numbers):
+            raise InputError(
+                f"--{name.replace('_', '-')} {_as_typed(value)}: must lie between {low} and {high}"
             )
 
 
@@ -188,7 +210,7 @@ def _converter(kind):
         )
     if typing.get_origin(kind) is typing.Literal:
         return _converter(type(typing.get_args(kind)[0]))
-    return _finite if kind is float else kind
+    return {int: _whole, float: _finite}.get(kind, kind)
 
 
 def _named(name, function):
@@ -205,6 +227,16 @@ def _finite(word):
 _finite.__name__ = "float"
 
 
+def _whole(word):
+    number = int(word)
+    if abs(number) > 2**53:
+        raise argparse.ArgumentTypeError(f"{word[:40]}: a number of at most 2^53 is wanted")
+    return number
+
+
+_whole.__name__ = "int"
+
+
 def _default(field):
     if field.default_factory is dataclasses.MISSING:
         return field.default
@@ -219,14 +251,17 @@ def _as_typed(value):
 
 
 def run(main):
-    """Call main(); a user's mistake ends the program with one line `error: …` and exit code 1,
-    Ctrl-C with 130.
+    """Call main(). A user's mistake ends the program with one line `error: …` and exit code 1,
+    Ctrl-C with 130, a reader of its output that stops, such as `| head`, with 141 (as SIGPIPE
+    would).
     """
+    _open_streams()
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _mute_streams()
+        sys.exit(141)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; the same command (without --fresh) goes on from here", file=sys.stderr
@@ -240,5 +275,27 @@ def run(main):
         sys.exit(1)
     except OSError as mistake:  # no such file, no permission, no space left, ...
         told = f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake
+        if mistake.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"no space: {mistake.filename or 'on the disk'}"
         print("error:", told, file=sys.stderr)
         sys.exit(1)
+
+
+def _open_streams():
+    """Output that was closed (`>&-`) goes nowhere; what its encoding lacks is printed as an escape.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # in this order: each takes its own free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _mute_streams():
+    """What is still to be printed goes nowhere: a closed pipe would complain once more at the end.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # one without a file number is no pipe
+            os.dup2(nowhere, stream.fileno())

@@ -2,16 +2,21 @@
 
 `stage.json` in the folder says with which settings and from which inputs:
 
-    {"settings": {...}, "inputs": {name: sha256}, "finished": false}
+    {"settings": {...}, "inputs": {name: sha256}, "finished": false, "machines": [{...}]}
 
-It is always replaced whole (`checkpoint.atomic_write`), so a kill at any moment leaves a folder
-from which the same command goes on; the stage's own checkpoint and JSONL files say how far it had
-come.
+"machines" are those that worked on it, one after the other (`describe_machine`): one, or more where
+a killed run went on with other threads, another torch or elsewhere. Its bits are then those of no
+single machine.
+
+The record is always replaced whole (`checkpoint.atomic_write`), so a kill at any moment leaves a
+folder from which the same command goes on; the stage's own checkpoint and JSONL files say how far
+it had come.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -19,13 +24,22 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.jsonl import AXES
-from runtime.checkpoint import atomic_write, plain_json
-from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
+from runtime.checkpoint import atomic_write, json_line, plain_json
+from runtime.machine import (
+    choose_device,
+    choose_dtype,
+    describe_machine,
+    hold,
+    let_go,
+    set_seed,
+    set_threads,
+)
 from runtime.metrics import Metrics
 
 RECORD = "stage.json"
 # where a stage keeps its unfinished work; `*` at the end: a temporary file too
 CHECKPOINTS = "checkpoint*.pth*"
+TEMPORARY = "*.tmp"  # what a kill leaves of a file that was being written
 
 
 class Stage:
@@ -58,10 +72,11 @@ class Stage:
             aside: names of settings that do not change the result. also: more to remember.
 
         Raises:
-            InputError: the folder was filled with other settings or inputs.
+            InputError: as `open_stage`.
         """
         settings = kept_settings(self.settings, *aside) | also
-        self.started = open_stage(self.folder, settings, inputs, self.settings.fresh)
+        machine = describe_machine(self.device, self.dtype)
+        self.started = open_stage(self.folder, settings, inputs, self.settings.fresh, machine)
         return self.started is not None
 
     @property
@@ -89,13 +104,15 @@ def kept_settings(settings, *aside):
     return kept
 
 
-def open_stage(folder, settings, inputs, fresh=False):
-    """Begin, go on with, or refuse the stage that fills `folder`.
+def open_stage(folder, settings, inputs, fresh=False, machine=None):
+    """Begin, go on with, or refuse the stage that fills `folder`; while there is work to do, the
+    folder is this process's alone.
 
     Args:
         settings: {name: value}, only those that change the result (`kept_settings`).
         inputs: {name: path}.
         fresh: the folder's content is deleted first, but only that of a stage's folder.
+        machine: what the stage runs on; None: `describe_machine()`.
 
     Returns:
         the clock's readings (wall, CPU seconds), for `finish_stage`, if there is work to do; None
@@ -103,29 +120,78 @@ def open_stage(folder, settings, inputs, fresh=False):
 
     Raises:
         InputError: the folder was filled with other settings or inputs (each difference is named; a
-            folder that nothing was made in yet is begun anew), it is not a stage's folder, or an
-            input is missing.
+            folder that nothing was made in yet is begun anew), it is not a stage's folder, an input
+            is missing or lies in the folder (or the folder in it), or another process works there.
     """
     folder = Path(folder)
+    _refuse_overlap(folder, inputs)
     new = {
         "settings": json.loads(json.dumps(plain_json(settings))),
         "inputs": {name: fingerprint(path) for name, path in inputs.items()},
         "finished": False,
+        "machines": [machine or describe_machine()],
     }
     clock = time.time(), time.process_time()
+    hold(folder)
+    try:
+        begun = _begin(folder, new, inputs, fresh)
+    except BaseException:
+        let_go(folder)
+        raise
+    if begun:
+        return clock
+    let_go(folder)
+    return None
+
+
+def _begin(folder, new, inputs, fresh):
+    """Whether there is work to do in the folder, which is then ready for it."""
     old = _read_record(folder)
     if old and (fresh or old.get("clearing")):
         _clear(folder)
-    elif old and (old["finished"] or {path.name for path in folder.iterdir()} != {RECORD}):
+    elif old and (old["finished"] or _holds_work(folder)):
         _refuse_differences(folder, old, new, inputs)
+        _remove(folder, TEMPORARY)
         if not old["finished"]:
-            return clock
-        _remove_checkpoints(folder)
+            _note_machine(folder, old, new["machines"][0])
+            return True
+        _remove(folder, CHECKPOINTS)
         print(f"{folder} is finished already, with these settings and inputs; --fresh starts over")
-        return None
+        return False
     folder.mkdir(parents=True, exist_ok=True)
+    _remove(folder, TEMPORARY)
     _write_record(folder, new)
-    return clock
+    return True
+
+
+def _holds_work(folder):
+    """Whether the folder holds more than its record and temporary files."""
+    return any(path.name != RECORD and not path.match(TEMPORARY) for path in folder.iterdir())
+
+
+def _refuse_overlap(folder, inputs):
+    """InputError if an input lies in the folder that is to be filled, or that folder in the input.
+
+    The run would change its own input, and --fresh would delete it.
+    """
+    filled = Path(os.path.realpath(folder))
+    for name, path in inputs.items():
+        read = Path(os.path.realpath(path))
+        if read.is_relative_to(filled) or filled.is_relative_to(read):
+            raise InputError(
+                f"input {name} ({path}) and {folder}, which is to be filled, lie in each other:"
+                " choose another --out"
+            )
+
+
+def _note_machine(folder, record, machine):
+    """Say that the result will not be bit-equal where another machine goes on, and record it."""
+    machines = record.get("machines")
+    if not machines or machines[-1] == machine:  # older folders do not say
+        return
+    changed = "; ".join(_differences(machines[-1], machine))
+    print(f"{folder} goes on with {changed}: the result will not be bit-equal to that of one run")
+    _write_record(folder, {**record, "machines": [*machines, machine]})
 
 
 def _refuse_differences(folder, old, new, inputs):
@@ -143,8 +209,8 @@ def _refuse_differences(folder, old, new, inputs):
 
 
 def finish_stage(folder, results, started):
-    """Write {"finished": true, "results": results} into the folder's record, then remove its
-    checkpoints.
+    """Write {"finished": true, "results": results} into the folder's record, remove its checkpoints
+    and let go of it.
 
     The seconds since `started`, wall and CPU, become results, too. They are those of the last
     start, where a run was killed.
@@ -155,7 +221,8 @@ def finish_stage(folder, results, started):
     _write_record(
         folder, {**_read_record(folder), "finished": True, "results": plain_json(results)}
     )
-    _remove_checkpoints(folder)
+    _remove(folder, CHECKPOINTS)
+    let_go(folder)
     print(f"wrote {folder} in {seconds:.0f} s")
 
 
@@ -215,8 +282,8 @@ def check_same_prompts(rounds, file, max_prompts):
         record = _read_record(folder, strict=False)
         if not record:
             continue
-        same_file = record["inputs"]["prompts"] == fingerprint(file)
-        if not same_file or record["settings"]["max_prompts"] != max_prompts:
+        same_file = record["inputs"].get("prompts") == fingerprint(file)
+        if not same_file or record["settings"].get("max_prompts") != max_prompts:
             raise InputError(
                 f"{folder} was made from other prompts; the pool joins answers to the same ones:"
                 " give the same --prompts and --max-prompts, or --pool last"
@@ -235,7 +302,8 @@ def fingerprint(path):
         for file in sorted(path.rglob("*")):
             name = file.relative_to(path)
             if file.is_file() and not _is_passed_over(name):
-                digest.update(f"{name.as_posix()} {fingerprint(file)}\n".encode())
+                line = f"{name.as_posix()} {fingerprint(file)}\n"
+                digest.update(line.encode("utf-8", "surrogatepass"))  # a name may be no UTF-8
         return digest.hexdigest()
     if not path.is_file():
         raise InputError(f"{path} is missing")
@@ -257,17 +325,16 @@ def _read_record(folder, strict=True):
     """The record; None for an empty or missing folder. InputError (None if not strict) where the
     folder is not ours.
     """
-    keys = {"settings", "inputs", "finished"}
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
-        if isinstance(record, dict) and (record.get("clearing") or keys <= record.keys()):
+        if record == {"clearing": True} or _is_record(record):
             return record
         reason = f"its {RECORD} was not written by a stage"
     except FileNotFoundError:
         if not folder.exists() or {file.name for file in folder.iterdir()} <= {RECORD + ".tmp"}:
             return None
         reason = f"it holds files but no {RECORD}"
-    except (NotADirectoryError, ValueError):
+    except (NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         reason = f"its {RECORD} cannot be read" if folder.is_dir() else "it is a file"
     if strict:
         raise InputError(
@@ -277,9 +344,21 @@ def _read_record(folder, strict=True):
     return None
 
 
+def _is_record(record):
+    """Whether what was read from JSON is what a stage writes."""
+    if not isinstance(record, dict):
+        return False
+    record = {"results": {}, "machines": []} | record  # which may be missing
+    kinds = {"settings": dict, "inputs": dict, "finished": bool, "results": dict, "machines": list}
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            return False
+    return all(isinstance(machine, dict) for machine in record["machines"])
+
+
 def _write_record(folder, record):
     with atomic_write(folder / RECORD) as file:
-        file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(json_line(record, indent=2))
 
 
 def _clear(folder):
@@ -294,9 +373,11 @@ def _clear(folder):
             path.unlink()
 
 
-def _remove_checkpoints(folder):
-    for path in list(folder.rglob(CHECKPOINTS)):
-        path.unlink()
+def _remove(folder, pattern):
+    """Remove the files of this pattern below the folder."""
+    for path in list(folder.rglob(pattern)):
+        if not path.is_dir():
+            path.unlink()
 
 
 def _differences(old, new, prefix=""):

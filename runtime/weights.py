@@ -18,14 +18,14 @@ Hugging Face's layout by
 """
 
 import argparse
+import itertools
 import json
 import os
 import pickle
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from data.errors import InputError
 from data.tokenizer import Tokenizer
 from data.tokenizer_json import write_tokenizer_json
 from model import ModelArgs, Transformer
-from runtime.checkpoint import atomic_write
+from runtime.checkpoint import atomic_write, check_zip
 
 # Model parallelism cuts each matrix along one dimension (Meta's ColumnParallelLinear 0,
 # RowParallelLinear and ParallelEmbedding 1); norms are in every shard as they are.
@@ -110,18 +110,20 @@ def load_model(
 
     The files are mapped into memory, each tensor is copied straight to where it belongs, and after
     each layer they are unmapped: no more memory is needed than the model's own and about one
-    layer's. The model is in eval mode. InputError, naming file and tensor, for anything missing,
-    broken, of a wrong shape, unknown, quantised or not finite, and for settings that are not Llama
-    2's.
+    layer's. Before any is taken, all settings, names and shapes have been compared. The checksums
+    in .pth and .bin files are checked, which reads a file once more (about a second for each
+    GB); .safetensors have none. The model is in eval mode. InputError, naming file and tensor, for
+    anything missing, broken, of a wrong shape, unknown, quantised, sparse or not finite, for
+    shards that are not of one model, and for settings that are not Llama 2's.
     """
     folder = Path(folder)
-    meta = (folder / "params.json").is_file()
-    if not meta and not (folder / "config.json").is_file():
+    meta = os.path.isfile(folder / "params.json")
+    if not meta and not os.path.isfile(folder / "config.json"):
         raise InputError(f"{folder}: no model there (a folder with params.json or config.json)")
-    beside = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    beside = any(os.path.isfile(folder / name) for name in ("tokenizer.model", "tokenizer.json"))
     above = folder.resolve().parent  # Meta's download has it there
     if not beside and not any(
-        (above / name).is_file() for name in ("tokenizer.model", "tokenizer.json")
+        os.path.isfile(above / name) for name in ("tokenizer.model", "tokenizer.json")
     ):
         raise InputError(
             f"{folder}: no tokenizer there or one folder up (tokenizer.model or tokenizer.json)"
@@ -139,14 +141,13 @@ def load_model(
         )
 
     files = meta_files(folder) if meta else hf_files(folder)
+    where = locate(files, args, meta)
     # On "meta" tensors have no memory; but the first nn.Embedding there costs a second of imports,
     # so not if small.
     small = sum(path.stat().st_size for path in files) < 2**24
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
         model = Transformer(args)
-    names = [name for name, _ in model.named_parameters()]
-    where = locate(names, files, args, meta)
-    for _, layer in groupby(names, lambda name: re.match(r"(layers\.\d+)?", name)[0]):
+    for _, layer in itertools.groupby(where, lambda name: re.match(r"(layers\.\d+)?", name)[0]):
         keys = {name: name if meta else hf_name(name) for name in layer}
         tensors = {
             path: open_tensors(path, keys.values())
@@ -157,10 +158,16 @@ def load_model(
             weight = torch.empty(
                 model.get_parameter(name).shape, dtype=dtype or parts[0].dtype, device=device
             )
+            check_shards(parts, name, where[name])
             fill(weight, parts, name, where[name], None if meta else args.head_size)
             model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(weight)
         del tensors, parts  # unmaps the files
     if args.tie_word_embeddings:
+        if "output.weight" in where and not model.output.weight.equal(model.tok_embeddings.weight):
+            raise InputError(
+                f"{where['output.weight'][0]}: tie_word_embeddings is True, but the output matrix"
+                " in the file is not the embedding matrix"
+            )
         model.output.weight = model.tok_embeddings.weight
     return model.eval(), tokenizer
 
@@ -171,24 +178,43 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as problem:
         raise InputError(f"{path}: not readable as JSON ({problem})") from None
+    except RecursionError:
+        raise InputError(f"{path}: not readable as JSON (nested too deeply)") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object, {{…}}")
     return content
 
 
-def model_args(path: Path, values: dict) -> ModelArgs:
+# What we believe of a model. Sizes have one limit, from 1 to MOST: the longest context that anybody
+# has published. More would only fill the memory.
+MOST = 2**22
+RANGES = {"norm_eps": (1e-20, 0.1), "rope_theta": (1.0, 1e12), "ffn_dim_multiplier": (0.001, 100.0)}
+
+
+def model_args(path: Path, values: dict, names: dict[str, str] | None = None) -> ModelArgs:
     """ModelArgs from the fields of a file, None meaning the default; InputError for a value of the
-    wrong kind.
+    wrong kind, NaN, or one out of range.
+
+    names: how the file calls the fields of ModelArgs (None: the same).
     """
+    names = names or {}
     values = {name: value for name, value in values.items() if value is not None}
     for name in ("dim", "n_layers", "n_heads", "vocab_size"):
         if name not in values:
-            raise InputError(f"{path}: the field for {name} is missing")
+            raise InputError(f"{path}: {names.get(name, name)} is missing")
     for name, value in values.items():
-        floating = name in ("norm_eps", "rope_theta", "ffn_dim_multiplier")
-        kind = (bool,) if name == "tie_word_embeddings" else (int, float) if floating else (int,)
-        if type(value) not in kind or (value <= 0 and bool not in kind):
-            raise InputError(f"{path}: {value!r} is no possible value for {name}")
+        if name == "tie_word_embeddings":
+            fits, expected = type(value) is bool, "true or false"
+        elif name in RANGES:
+            low, high = RANGES[name]
+            fits = type(value) in (int, float) and low <= value <= high
+            expected = f"a number from {low:g} to {high:g}"
+        else:
+            fits = type(value) is int and 1 <= value <= MOST
+            expected = f"a whole number from 1 to {MOST}"
+        if not fits:
+            field = names.get(name, name)
+            raise InputError(f"{path}: {field} is {value!r:.50}; expected {expected}")
     try:
         return ModelArgs(**values)
     except ValueError as problem:
@@ -202,8 +228,8 @@ def read_params(path: Path, tokenizer: Tokenizer) -> ModelArgs:
     unknown = params.keys() - {field.name for field in fields(ModelArgs)}
     if unknown:
         raise InputError(
-            f"{path}: {', '.join(sorted(unknown))}: not a field of Llama 2, so it cannot be"
-            " honoured"
+            f"{path}: {', '.join(map(repr, sorted(unknown)))}: not a field of Llama 2, so it"
+            " cannot be honoured"
         )
     if params.get("vocab_size") == -1:
         params["vocab_size"] = tokenizer.vocab_size
@@ -235,28 +261,46 @@ FIXED = {
 
 
 def read_config(path: Path) -> ModelArgs:
-    """Hugging Face's config.json. What is not written there has transformers' default, not ours."""
-    config = read_json(path)
+    """Hugging Face's config.json. What is not written there has transformers' default, not ours.
+    RoPE's base may stand in three places; InputError unless all that have it agree.
+    """
+    config = {name: value for name, value in read_json(path).items() if value is not None}
     for name, only in FIXED.items():
-        if config.get(name, only) not in (only, None):
-            raise InputError(f"{path}: {name} is {config[name]!r}; only {only!r} can be honoured")
-    rope = {}
+        if config.get(name, only) != only:
+            raise InputError(
+                f"{path}: {name} is {config[name]!r:.200}; only {only!r} can be honoured"
+            )
+    thetas = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
     for name in ("rope_scaling", "rope_parameters"):  # as transformers 4 and 5 call it
-        given = config.get(name) or {}
+        given = config.get(name, {})
         plain = isinstance(given, dict) and given.get("rope_type", "default") == "default"
         if not plain or given.keys() - {"rope_type", "rope_theta"}:
-            raise InputError(f"{path}: {name} is {given!r}; only plain RoPE can be honoured")
-        rope |= given
-    config = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, **rope, **config}
-    args = model_args(path, {ours: config.get(theirs) for ours, theirs in CONFIG.items()})
+            raise InputError(f"{path}: {name} is {given!r:.200}; only plain RoPE can be honoured")
+        if given.get("rope_theta") is not None:
+            thetas[f"{name}.rope_theta"] = given["rope_theta"]
+    for place, theta in thetas.items():
+        config.setdefault("rope_theta", theta)
+        if theta != config["rope_theta"]:
+            said = ", ".join(f"{place} is {theta!r:.50}" for place, theta in thetas.items())
+            raise InputError(f"{path}: {said}; all must be the same number")
+    config = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, **config}
+    args = model_args(path, {ours: config.get(theirs) for ours, theirs in CONFIG.items()}, CONFIG)
     if args.ffn_dim is None:
         raise InputError(f"{path}: intermediate_size is missing")
     return args
 
 
 def meta_files(folder: Path) -> list[Path]:
-    """consolidated.00.pth, consolidated.01.pth, … without gaps."""
-    found = set(folder.glob("consolidated.*.pth"))
+    """consolidated.00.pth, consolidated.01.pth, … without gaps, and no other file of such a name.
+    """
+    found = sorted(folder.glob("consolidated.*.pth"))
+    for path in found:
+        number = path.name.split(".")[1]
+        known = number.isdecimal() and path.name == f"consolidated.{int(number):02d}.pth"
+        if not known or not path.is_file():
+            raise InputError(
+                f"{path}: not a file, or not called as a shard is (consolidated.00.pth, …01.pth)"
+            )
     files = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(found)))]
     for path in files:
         if path not in found:
@@ -277,49 +321,135 @@ def hf_files(folder: Path) -> list[Path]:
             if not isinstance(weight_map, dict) or not weight_map:
                 raise InputError(f"{index}: expected an object `weight_map`")
             for key, file in weight_map.items():
-                if Path(str(file)).name != file or not (folder / file).is_file():
-                    raise InputError(f"{index}: says that {key} is in {file}, which is not there")
+                if Path(str(file)).name != file or not os.path.isfile(folder / file):
+                    raise InputError(
+                        f"{index}: says that {key!r} is in {file!r:.200}, which is not there"
+                    )
             return [folder / file for file in sorted(set(weight_map.values()))]
     raise InputError(
         f"{folder}: no weights there (model.safetensors or pytorch_model.bin, or their index)"
     )
 
 
-def locate(
-    names: list[str], files: list[Path], args: ModelArgs, meta: bool
-) -> dict[str, list[Path]]:
-    """Which files hold each parameter: all of Meta's hold a part of it, one of Hugging Face's holds
-    it whole.
+def parameter_shapes(args: ModelArgs) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each parameter of `Transformer(args)` in its order, without making one. A
+    tied output matrix counts, too.
+
+    >>> dict(parameter_shapes(ModelArgs()))["layers.31.attention.wq.weight"]
+    (4096, 4096)
     """
-    holders: dict[str, list[Path]] = {}
+    dim, hidden = args.dim, args.hidden_size
+    queries, keys = args.n_heads * args.head_size, args.kv_heads * args.head_size
+    yield "tok_embeddings.weight", (args.vocab_size, dim)
+    for i in range(args.n_layers):
+        yield f"layers.{i}.attention.wq.weight", (queries, dim)
+        yield f"layers.{i}.attention.wk.weight", (keys, dim)
+        yield f"layers.{i}.attention.wv.weight", (keys, dim)
+        yield f"layers.{i}.attention.wo.weight", (dim, queries)
+        yield f"layers.{i}.feed_forward.w1.weight", (hidden, dim)
+        yield f"layers.{i}.feed_forward.w2.weight", (dim, hidden)
+        yield f"layers.{i}.feed_forward.w3.weight", (hidden, dim)
+        yield f"layers.{i}.attention_norm.weight", (dim,)
+        yield f"layers.{i}.ffn_norm.weight", (dim,)
+    yield "norm.weight", (dim,)
+    yield "output.weight", (args.vocab_size, dim)
+
+
+def locate(files: list[Path], args: ModelArgs, meta: bool) -> dict[str, list[Path]]:
+    """Which files hold each parameter: all of Meta's hold a part of it, one of Hugging Face's holds
+    it whole. InputError unless the tensors of the files are exactly those that the settings ask
+    for; the first difference ends it, so absurd settings cost neither time nor memory.
+    """
+    found: dict[str, dict[Path, Tensor]] = {}
     for path in files:
-        for key in open_tensors(path):
-            holders.setdefault(key, []).append(path)
+        for key, tensor in open_tensors(path).items():
+            found.setdefault(key, {})[path] = tensor
     where = {}
-    for name in names:
+    for name, shape in parameter_shapes(args):
         key = name if meta else hf_name(name)
-        where[name] = found = holders.pop(key, [])
-        if not found or (meta and len(found) < len(files)):
-            lacking = [path.name for path in files if path not in found]
-            raise InputError(f"{files[0].parent}: {key} is missing in {', '.join(lacking)}")
-        if not meta and len(found) > 1:
-            raise InputError(f"{found[0]}: {key} is in {found[1].name}, too")
-    # Tables of RoPE, which we compute; an output matrix that is only the embedding once more.
-    ignored = (
-        r"rope\.freqs|.*\.rotary_emb\.inv_freq"
-        + "|(lm_head|output).weight" * args.tie_word_embeddings
-    )
-    for key, paths in holders.items():
-        if not re.fullmatch(ignored, key):
-            raise InputError(f"{paths[0]}: {key} is not a parameter of this model")
+        parts = found.pop(key, {})
+        if name == "output.weight" and args.tie_word_embeddings and not parts:
+            continue
+        if not parts or (meta and len(parts) < len(files)):
+            lacking = [path.name for path in files if path not in parts]
+            raise InputError(
+                f"{files[0].parent}: {key} is missing in {', '.join(lacking)} (a model of"
+                f" {args.n_layers} layers)"
+            )
+        if not meta and len(parts) > 1:
+            first, second, *_ = parts
+            raise InputError(f"{first}: {key} is in {second.name}, too")
+        for path, tensor in parts.items():
+            check_part(tensor, shape, len(parts), name, f"{path}: {key}")
+        where[name] = [*parts]
+    for key, parts in found.items():
+        # tables of RoPE, which we compute
+        if not re.fullmatch(r"rope\.freqs|.*\.rotary_emb\.inv_freq", key):
+            raise InputError(
+                f"{[*parts][0]}: {key!r} is not a parameter of this model ({args.n_layers} layers)"
+            )
     return where
+
+
+def check_part(part: Tensor, shape: tuple[int, ...], parts: int, name: str, place: str) -> None:
+    """InputError, which begins with `place`, unless a tensor of a file is one of so many equal
+    parts of a parameter of this shape, and plain numbers of 16 bits or more.
+    """
+    problem = None
+    if part.layout != torch.strided or part.is_nested:
+        problem = "sparse or nested"
+    elif part.is_meta:
+        problem = "without its numbers (on the meta device)"
+    elif part.is_complex():
+        problem = "complex"
+    elif not part.is_floating_point() or part.element_size() < 2:
+        problem = f"quantised ({part.dtype})"
+    elif part.numel() * part.element_size() > part.untyped_storage().nbytes():
+        problem = "larger than what is stored of it (an expanded view)"
+    if problem:
+        raise InputError(f"{place} is {problem}, which cannot be honoured")
+    expected = list(shape)
+    dim = SHARD_DIM.get(name.split(".")[-2])
+    if dim is not None:
+        expected[dim] //= parts
+    uneven = dim is not None and shape[dim] % parts
+    if uneven or list(part.shape) != expected:
+        raise InputError(
+            f"{place} has the shape {tuple(part.shape)}; expected {tuple(expected)}, of {shape} in"
+            f" {parts} file(s)"
+        )
+
+
+def check_shards(parts: list[Tensor], name: str, paths: list[Path]) -> None:
+    """InputError unless the parts of one parameter can be of one model. What every shard has whole
+    (norms) is about the same in all; what is cut is not the same in two, as where a file was copied
+    under a second name.
+    """
+    module = name.split(".")[-2]
+    for (part, path), (other, other_path) in itertools.combinations(
+        zip(parts, paths, strict=True), 2
+    ):
+        if part.dtype != other.dtype:
+            problem = "has another dtype than"
+        elif module == "tok_embeddings" and part.equal(other):
+            problem = "is the same as"
+        elif module not in SHARD_DIM and not part.allclose(
+            other, rtol=0.01, atol=0.001, equal_nan=True
+        ):
+            problem = "differs from that"
+        else:
+            continue
+        raise InputError(
+            f"{path}: {name} {problem} in {other_path.name}: not two shards of one model"
+        )
 
 
 def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, Tensor]:
     """The tensors of a weight file by name, mapped into memory: a page is read when somebody looks
     at it.
 
-    keys: only these are needed (None: all). The mapping ends with the last of the tensors.
+    keys: only these are needed (None: all; at this first look, checksums are checked). The mapping
+    ends with the last of the tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -329,6 +459,8 @@ def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, T
                 return {
                     key: file.get_tensor(key) for key in file.keys() if keys is None or key in keys
                 }
+        if keys is None:
+            check_zip(path)
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -341,32 +473,19 @@ def open_tensors(path: Path, keys: Collection[str] | None = None) -> dict[str, T
         raise InputError(f"{path}: expected tensors by name, found a {type(tensors).__name__}")
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{path}: {key} is not the name of a tensor")
-    return tensors
+            raise InputError(f"{path}: {key!r:.200} is not the name of a tensor")
+    return {key: tensor.detach() for key, tensor in tensors.items()}
 
 
 def fill(
     weight: Tensor, parts: list[Tensor], name: str, paths: list[Path], hf_head_dim: int | None
 ) -> None:
-    """Copies the parts of one parameter into `weight`, whose device and dtype it keeps. InputError
-    unless they fit.
+    """Copies the parts of one parameter, which fit (`check_part`), into `weight`, whose device and
+    dtype it keeps. InputError unless all numbers are finite.
     """
     module = name.split(".")[-2]
     dim = SHARD_DIM.get(module)
-    expected = list(weight.shape)
-    if dim is not None:
-        expected[dim] //= len(parts)
-    slices = [weight] * len(parts) if dim is None else weight.split(expected[dim], dim)
-    for part, path in zip(parts, paths, strict=True):
-        if not part.is_floating_point() or part.element_size() < 2:
-            raise InputError(
-                f"{path}: {name} is quantised ({part.dtype}), which cannot be honoured"
-            )
-        if list(part.shape) != expected or len(slices) != len(parts):
-            raise InputError(
-                f"{path}: {name} has the shape {tuple(part.shape)}; expected {tuple(expected)}, "
-                f"of {tuple(weight.shape)} in {len(parts)} file(s)"
-            )
+    slices = [weight] * len(parts) if dim is None else weight.chunk(len(parts), dim)
     for part, slice_ in zip(parts, slices, strict=True):
         slice_.copy_(
             to_interleaved(part, hf_head_dim) if hf_head_dim and module in ("wq", "wk") else part

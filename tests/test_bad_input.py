@@ -1,5 +1,7 @@
 """Mistakes of the user: one clear line, an exit code that is not 0, nothing half-written."""
 
+import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -7,12 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
 import eval as evaluation
+import gatt
+import ppo
 import rejection_sampling
 import reward
 import runtime
@@ -280,6 +285,9 @@ def test_mix(tmp_path, capfd):
         (sft.main, ("--device", "abacus", "--data", "DATA"), "--device abacus: unknown"),
         (sft.main, ("--dtype", "float8", "--data", "DATA"), "--dtype float8: unknown"),
         (sft.main, ("--seed", "-1", "--data", "DATA"), "--seed -1"),
+        (evaluation.main, ("--temperature", "0.001"), "--temperature 0.001: must lie between 0.01"),
+        (rejection_sampling.main, ("--temperatures", "1,0.001"), "1.0,0.001: must lie between"),
+        (rejection_sampling.main, ("--preset", "llama-2-7b"), "needs prompts: --prompts"),
     ],
 )
 def test_missing_inputs_and_odd_settings(main, argv, told, tmp_path, capfd):
@@ -291,6 +299,100 @@ def test_missing_inputs_and_odd_settings(main, argv, told, tmp_path, capfd):
     )
     line = error_of(capfd, main, *common, *(data if word == "DATA" else word for word in argv))
     assert told in line and not list(tmp_path.rglob("*.pth"))
+
+
+STAGES = {
+    "sft": sft,
+    "reward": reward,
+    "rejection_sampling": rejection_sampling,
+    "gatt": gatt,
+    "ppo": ppo,
+    "eval": evaluation,
+}
+ODD_WORDS = {  # what each option is given, by its type
+    int: ("0", "-1", "1.5", "nan", str(10**15), str(10**20), ""),
+    float: ("0", "-1", "2.0", "nan", "inf", "1e15", ""),
+    tuple: ("0,0", "-1,1", "1,-1", "2.0,nan", "inf,1", "1e15,1", ""),
+    typing.Literal: ("no such word", ""),
+    str: ("",),
+    Path: ("",),
+}
+TAKEN = {  # those of them that an option (of a stage) may have
+    # none, all, no limit, a weight or share of nothing, greedy, or torch decides
+    "0": (
+        "seed threads max_rows max_prompts max_tokens folds replay show eval.dialogs value_warmup "
+        "warmup_fraction safety_share weight_decay auxiliary_weight short resampled beta gamma lam "
+        "cut_reward eval.temperature"
+    ),
+    "0,0": "mix_share",
+    "-1": "cut_reward",
+    "2.0": (
+        "learning_rate value_learning_rate reward_learning_rate weight_decay auxiliary_weight "
+        "temperature beta max_kl"
+    ),
+    # the default, nothing, or the folder that one is in; no prompts are told where they are read,
+    # since the presets of Llama 2 have none
+    "": (
+        "out name mix prompts reward.init rejection_sampling.init gatt.init ppo.init reward.data "
+        "extra"
+    ),
+}
+MACHINE = {  # checked where the machine is set up, before any file is touched
+    "seed": runtime.set_seed,
+    "threads": runtime.set_threads,
+    "device": runtime.choose_device,
+    "dtype": runtime.choose_dtype,
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_has_a_range(stage, monkeypatch, capfd):
+    """Each option of each stage, with odd words for its type: a clear error before anything begins,
+    or it is in the table of what is taken.
+    """
+    comments = functools.cache(runtime.settings.field_comments)
+    monkeypatch.setattr(runtime.settings, "field_comments", comments)  # read once
+    module = STAGES[stage]
+    kinds = typing.get_type_hints(module.Settings)
+    wrong = []
+    for field in dataclasses.fields(module.Settings):
+        kind = typing.get_origin(kinds[field.name]) or kinds[field.name]
+        if kind is bool:
+            continue  # it takes no word
+        option = "--" + field.name.replace("_", "-")
+        for word in ODD_WORDS[kind]:
+            try:
+                settings = runtime.parse_settings(
+                    module.Settings, "", getattr(module, "PRESETS", None), [f"{option}={word}"]
+                )
+                if field.name in MACHINE:
+                    MACHINE[field.name](getattr(settings, field.name))
+                taken = True
+            except InputError as mistake:
+                assert option in str(mistake), mistake
+                taken = False
+            except SystemExit as end:  # argparse knows that it is no such word
+                assert end.code == 2 and option in capfd.readouterr().err
+                taken = False
+            may_be = {field.name, f"{stage}.{field.name}"} & set(TAKEN.get(word, "").split())
+            if taken != bool(may_be):
+                wrong.append(f"{option}={word} is {'taken' if taken else 'refused'}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "eval"])
+def test_no_model_there(stage, tmp_path, capfd, monkeypatch):
+    """--init of a folder without a model is told before it is hashed: it may be a whole disk."""
+    for name in ("sft", "reward-helpfulness", "reward-safety"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(chain()[0] / name)
+    out = tmp_path / "out2" if stage in ("sft", "reward") else tmp_path / "out"
+    hashed = []
+    monkeypatch.setattr(runtime.stage, "fingerprint", hashed.append)
+    (tmp_path / "tree").mkdir()
+    main = STAGES[stage].main
+    line = error_of(capfd, main, *TINY, "--out", out, "--init", tmp_path / "tree")
+    assert "tree: no model there" in line and not hashed
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_chain():
         assert runtime.is_finished(out / name) and f"wrote {out / name}" in "".join(
             printed.values()
         )
-        record = json.loads((out / name / "stage.json").read_text())
+        record = json.loads((out / name / "stage.json").read_text("utf-8"))
         assert record["results"]["seconds"] > 0 and record["results"]["cpu_seconds"] > 0
         model, tokenizer = runtime.load_model(out / name)
         assert (
@@ -83,9 +83,11 @@ def test_chain_learns():
     their frequency.
     """
     out, printed = chain()
-    log = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
     assert log[0]["loss"] > 6 and sum(row["loss"] for row in log[-20:]) / 20 < 3.5
-    assert json.loads((out / "sft" / "stage.json").read_text())["results"]["dev_loss"] < 3.5
+    assert json.loads((out / "sft" / "stage.json").read_text("utf-8"))["results"]["dev_loss"] < 3.5
     assert printed["sft"].count("--- after") >= 5, "the same prompts answered now and then"
     assert "parameters" in printed["sft"] and "held-out loss" in printed["sft"]
 
@@ -155,12 +157,14 @@ def uninterrupted(stage: str) -> tuple[Path, list[str]]:
 
 
 def tear(out: Path, stage: str) -> None:
-    """Half a line at the end of every file that a stage was appending to, as a kill amid a write
-    leaves it.
+    """Half a line at the end of every file that a stage was appending to, and half a file beside
+    it, as a kill amid a write leaves them.
     """
     for name in MAKES[stage]:
         if runtime.is_finished(out / name):
             continue
+        if (out / name / "stage.json").exists():
+            (out / name / "pairs.jsonl.4711.tmp").touch()
         for path in [
             *(out / name).glob("metrics.jsonl"),
             *(out / name).glob("answers-*.jsonl"),
@@ -235,16 +239,18 @@ def test_sigkill(stage, tmp_path):
     assert not runtime.is_finished(tmp_path / MAKES[stage][-1])
     run_quietly(main, *argv)
     assert_same_results(stage, tmp_path)
+    assert not list(tmp_path.glob(".*.lock")), "none is left behind"
 
 
 # ---- finished, changed, --fresh ----
 
 
 def contents(folder: Path) -> dict[str, tuple]:
+    """All files; the lock of a run that was killed is no content."""
     return {
         str(path): (path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"
     }
 
 
@@ -287,7 +293,7 @@ def test_changed_settings_are_refused(stage, change, told, finished, tmp_path, m
             run_quietly(main, *argv)
     other = tmp_path / "OTHER"
     source = inputs() / ("dialogs.jsonl" if stage == "sft" else "prompts.jsonl")
-    other.write_text(source.read_text().replace("Hi! ", ""))
+    other.write_text(source.read_text("utf-8").replace("Hi! ", ""), "utf-8")
     before = contents(out)
     with pytest.raises(InputError, match=f"was (made|begun) differently: .*{told}.*--fresh"):
         run_quietly(main, *argv, *(str(other) if word == "OTHER" else word for word in change))
@@ -341,4 +347,4 @@ def test_seeds_differ(tmp_path):
     assert not torch.equal(
         old["consolidated.00.pth norm.weight"], new["consolidated.00.pth norm.weight"]
     )
-    assert world.hashes() == json.loads(world.HASHES.read_text())
+    assert world.hashes() == json.loads(world.HASHES.read_text("utf-8"))

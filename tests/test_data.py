@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data import (
+    Answer,
     Dialog,
     InputError,
     Pair,
@@ -251,6 +252,17 @@ def test_read_jsonl(tmp_path):
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert [row for _, row in read_jsonl(packed)] == [{"a": "é"}, {"a": 2}]
+    windows = tmp_path / "windows.jsonl"  # byte order mark, line ends
+    windows.write_bytes('\ufeff{"a": "é"}\r\n\r\n{"a": 2}'.encode())
+    assert list(read_jsonl(windows)) == [
+        (f"{windows}, line 1", {"a": "é"}),
+        (f"{windows}, line 3", {"a": 2}),
+    ]
+    deep = {"a": 1}
+    for _ in range(99):
+        deep = {"a": deep}
+    path = write_lines(tmp_path / "deep.jsonl", [deep])
+    assert [row for _, row in read_jsonl(path)] == [deep]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +276,16 @@ def test_read_jsonl(tmp_path):
         (b'{"a": 1}\n{"a": ["\\uD800"]}\n', r"a.jsonl, line 2: '\\ud800' is half of a character"),
         (b"", "a.jsonl: the file is empty"),
         (b"\n \n", "a.jsonl: the file is empty"),
-        (b'{"a": "\xff"}\n', "a.jsonl: cannot be read as UTF-8"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', r"a.jsonl, line 2: cannot be read as UTF-8 .*column 8"),
+        ('{"a": 1}\n'.encode("utf-16"), "a.jsonl, line 1: cannot be read as UTF-8"),
+        (b'{"a": "\xed\xa0\x80"}\n', "a.jsonl, line 1: cannot be read as UTF-8"),
+        (b'{"a": 1}\n\x00\x00\n', "a.jsonl, line 2: not JSON"),
+        (b'{"a": "\x00"}\n', "a.jsonl, line 1: not JSON"),
+        (b'{"a": NaN}\n', "a.jsonl, line 1: .*NaN is no finite number"),
+        (b'{"a": [-Infinity]}\n', "a.jsonl, line 1: .*-Infinity is no finite number"),
+        (b'{"a": 1e999}\n', "a.jsonl, line 1: .*1e999 is no finite number"),
+        (b'{"b": {"a": 1, "a": 2}}\n', "a.jsonl, line 1: .*field 'a' stands twice"),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}\n", "a.jsonl, line 1: .*more than 100 deep"),
         (None, "a.jsonl: no such file"),
     ],
 )
@@ -278,6 +299,41 @@ def test_read_jsonl_refuses(tmp_path, content, told):
         packed.write_bytes(gzip.compress(content * 50)[:-9])
         with pytest.raises(InputError, match="b.jsonl.gz"):
             list(read_jsonl(packed))
+
+
+def test_read_jsonl_stops(tmp_path, monkeypatch):
+    """A line without end, and a packed file that unpacks to a thousand times its size."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": "' + 99 * " " + '"}\n')
+    assert len(list(read_jsonl(path))) == 2
+    monkeypatch.setattr("data.jsonl.LONGEST_LINE", 100)
+    with pytest.raises(InputError, match="a.jsonl, line 2: more than 100 characters"):
+        list(read_jsonl(path))
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"a": 1}\n' + b" " * 63 * 200_000))
+    with pytest.raises(InputError, match="b.jsonl.gz, line 2: "):
+        list(read_jsonl(packed))
+    packed.write_bytes(gzip.compress((b" " * 63 + b"\n") * 200_000))
+    with pytest.raises(InputError, match="b.jsonl.gz, line .*: unpacked, .*100 times"):
+        list(read_jsonl(packed))
+
+
+def test_read_jsonl_broken_gz(tmp_path):
+    """Each changed byte behind the header is noticed, and each cut."""
+    rng = random.Random(0)
+    rows = [{"a": rng.random()} for _ in range(30)]
+    whole = gzip.compress(write_lines(tmp_path / "a.jsonl", rows).read_bytes())
+    path = tmp_path / "a.jsonl.gz"
+    for place in range(10, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 255
+        for content in (bytes(changed), whole[:place]):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match="a.jsonl.gz"):
+                list(read_jsonl(path))
+    path.write_bytes(b"no gz")
+    with pytest.raises(InputError, match="a.jsonl.gz"):
+        list(read_jsonl(path))
 
 
 def test_write_jsonl(tmp_path, monkeypatch):
@@ -394,6 +450,7 @@ def test_read_sft(tmp_path):
         ({"answer_ids": [True]}, "wanted: token ids"),
         ({"answer_ids": ["a"]}, "wanted: token ids"),
         ({"answer_ids": "1 2"}, "field 'answer_ids' is \"1 2\", wanted: list"),
+        ({"tokenizer": 3}, "field 'tokenizer' is 3, wanted: str"),
     ],
 )
 def test_read_sft_refuses(tmp_path, change, told):
@@ -423,6 +480,8 @@ def test_read_prompts(tmp_path):
         ({"is_safety": 1}, "field 'is_safety' is 1, wanted: bool"),
         ({"family": 2}, "wanted: str"),
         ({"item": 2}, "wanted: str"),
+        ({"constraints": {}}, "'constraints' is {}, wanted: list"),
+        ({"constraints": [{}, "a"]}, "field 'constraints\\[1\\]' is \"a\", wanted: an object"),
         ({"prompt": DIALOG}, "a prompt ends with the user"),
     ]:
         with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
@@ -480,9 +539,53 @@ def test_read_preferences(tmp_path):
         ),
         ({"is_safety": 0}, "wanted: bool"),
         ({"prompt": DIALOG}, "a prompt ends with the user"),
+        ({"rejected": "Yes."}, "'chosen' and 'rejected' are equal"),
+        ({"tokenizer": None}, "field 'tokenizer' is null, wanted: str"),
+        ({"temperatures": 3}, "field 'temperatures' is 3, wanted: list"),
+        ({"temperatures": [0.5, "1"]}, "'temperatures' is .*wanted: numbers"),
+        ({"temperatures": [10**400]}, "'temperatures' is .*wanted: numbers"),
+        ({"version": 3}, "field 'version' is 3, wanted: str"),
+        ({"axis": ["safety"]}, "wanted: str"),
+        ({"extra": "no"}, "field 'extra' is \"no\", wanted: bool"),
+        ({"right": 7}, "field 'right' is 7, wanted: str"),
     ]:
         with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
             read_one(tmp_path, read_preferences, full | change)
+
+
+def test_answer_from_json():
+    """What `to_json` made, and nothing that a file's owner changed."""
+    answer = Answer(
+        index=3,
+        sample=1,
+        text="Yes.",
+        ids=[5, 2],
+        logprob=-1.5,
+        temperature=1,
+        finish_reason="eos",
+        has_tag=False,
+        safety=0.5,
+    )
+    row = answer.to_json()
+    assert Answer.from_json(row | {"other": 1}) == answer
+    assert Answer.from_json(row | {"reward": None}) == answer
+    del row["answer_ids"]
+    with pytest.raises(InputError, match="a.jsonl, line 2: field 'answer_ids' is missing"):
+        Answer.from_json(row, "a.jsonl, line 2")
+    for change in (
+        {"index": "3"},
+        {"sample": True},
+        {"answer": None},
+        {"answer_ids": [5, "2"]},
+        {"answer_ids": 5},
+        {"logprob": "-1"},
+        {"has_tag": 0},
+        {"safety": [0.5]},
+        {"version": 2},
+    ):
+        [field] = change
+        with pytest.raises(InputError, match=f"a.jsonl, line 2: field '{field}' is "):
+            Answer.from_json(answer.to_json() | change, "a.jsonl, line 2")
 
 
 def test_write_records(tmp_path):
@@ -654,6 +757,21 @@ def test_annotate_human(monkeypatch, capsys, tmp_path):
     )
     annotate_human(comparisons, "helpfulness", 0, tmp_path)
     assert orders == {True, False}, "the order is drawn"
+
+
+def test_annotate_human_shows_control_characters(monkeypatch, capsys, tmp_path):
+    """An answer cannot clear the screen of the person who judges it."""
+    monkeypatch.setattr("builtins.input", lambda question: "1" if "1" in question else "a")
+    comparison = Comparison(Prompt([user("Hi\x1b[2J")]), ("a\x1b[8mb", "c\rd"))
+    annotate_human([comparison], "helpfulness", 0, tmp_path)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\r" not in printed and "\\x1b[2J" in printed
+
+
+def test_choice_without_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="nobody answers"):
+        choice("better", "ab")
 
 
 def test_choice(monkeypatch, capsys):

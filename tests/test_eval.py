@@ -60,7 +60,7 @@ def test_interval():
     assert interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
     assert interval([0.3]) == (0.3, -math.inf, math.inf), "one value says nothing of its error"
     assert str(found).startswith("2.000 [-0.484")
-    with pytest.raises(InputError, match="no values"):
+    with pytest.raises(InputError):
         interval([])
 
 

@@ -1,15 +1,19 @@
 """What the experiments share does what the stages do."""
 
+import ast
 import json
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import experiments
+import play
 import report
+import runtime
 from data import Answer, InputError, Pair, Prompt, read_prompts, read_sft, world
 from data.annotators import check_annotator
 from eval import PROBED, Interval, interval
@@ -37,11 +41,101 @@ from experiments.constrained_prompts import constrained_dialog, ghost_prompts, w
 from experiments.forgetting import families_over_seeds
 from experiments.longer_sft import asked, is_blend
 from experiments.shared import over_seeds, processes, results, reward_models
+from experiments.shared import settings as settings_of_all
 from experiments.shared.index import EXPERIMENTS, Experiment
 from experiments.table29_safety_loss import safety_bin
 from gatt import instruct, obeys_exactly
 from reward import AXES, load_reward_model
 from tests.helpers import chain, write_lines
+
+WITH_SETTINGS = {experiment.module: experiment.load() for experiment in EXPERIMENTS}
+WITH_SETTINGS["all"] = everything
+
+
+@pytest.mark.parametrize("module", WITH_SETTINGS)
+def test_settings_out_of_range(module):
+    """Every number of every experiment has a range; lists that are needed are not empty."""
+    Settings = WITH_SETTINGS[module].Settings
+    for field in fields(Settings()):
+        default = getattr(Settings(), field.name)
+        several = isinstance(default, tuple)
+        first = default[0] if several else default
+        wrong = []
+        if type(first) in (int, float) and field.name != "threads":  # `set_threads` looks at these
+            wrong = [-1, 10**20]
+        if field.name in settings_of_all.TEMPERATURES:
+            wrong.append(1e-9)
+        if several:
+            wrong = [(first, value) for value in wrong]
+            if field.name != "controls":
+                wrong.append(())
+        for value in wrong:
+            with pytest.raises(InputError, match=f"--{field.name.replace('_', '-')} "):
+                Settings(**{field.name: value})
+
+
+WORDS = {  # module: values of settings that are words
+    "figure06_scaling": {"sizes": [("32",), ("x",), ("0x2",), ("32x2x2",)]},
+    "figure10_attention": {"models": ["", "gatt", "gatt,", "gatt,gatt", "a,b,c"]},
+    "ppo_microscope": {"name": [""], "prompt": ["", " "]},
+    "reward_sees_content": {"arms": [(5,)]},
+}
+
+
+def test_settings_that_are_no_words(tmp_path):
+    for module, wrong in WORDS.items():
+        for name, values in wrong.items():
+            for value in values:
+                with pytest.raises(InputError, match=name):
+                    WITH_SETTINGS[module].Settings(**{name: value})
+    for module, experiment in WITH_SETTINGS.items():
+        if hasattr(experiment.Settings(), "split"):
+            with pytest.raises(SystemExit) as end:
+                runtime.parse_settings(experiment.Settings, "", argv=["--split", "al"])
+            assert end.value.code == 2, module
+
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("play", "report", "experiments")
+
+
+def sources() -> dict[Path, ast.Module]:
+    """The files of these folders that belong to commands; those of `experiments/speed` do not."""
+    files = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+    return {
+        file: ast.parse(file.read_text("utf-8")) for file in files if file.parent.name != "speed"
+    }
+
+
+def test_all_commands_are_run_alike():
+    """`runtime.run` is the net: a closed pipe, Ctrl-C, and letters that the terminal lacks."""
+    count = 0
+    for file, tree in sources().items():
+        if file.name == "__main__.py" or file.parent.name == "experiments":
+            blocks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.If)]
+            if file.name != "__init__.py":
+                assert "if __name__ == '__main__':\n    run(main)" in blocks, file
+                count += 1
+    assert count > 25
+
+
+@pytest.mark.parametrize("package", [play, experiments])
+def test_quiet_interrupt(package, capsys):
+    """Ctrl-C while torch is imported; what is no Ctrl-C has its traceback."""
+    package.quiet_interrupt(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == ""
+    package.quiet_interrupt(ValueError, ValueError("odd"), None)
+    assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_files_are_utf_8():
+    """On Windows a file without a named encoding is read and written in another one."""
+    for file, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if name in ("read_text", "write_text", "open"):
+                    assert "utf-8" in ast.unparse(node), f"{file}, line {node.lineno}"
 
 
 @dataclass
@@ -74,6 +168,9 @@ def test_load_refuses_to_mix(tmp_path, monkeypatch):
         patch.setattr(world.annotator, "NOISE", 0.1)
         with pytest.raises(InputError, match="its world is"):
             load(Marked())
+    (tmp_path / "old.json").write_text('{"mark": {}, "res')
+    with pytest.raises(InputError, match="old.json: not JSON; delete old.json"):
+        results.load(tmp_path / "old.json", {})
     for old in ('{"1": 0.5}', "[0.5]"):
         (tmp_path / "old.json").write_text(old)
         message = "old.json: a result without its mark; delete old.json"

@@ -698,6 +698,14 @@ def test_adherence_counts(monkeypatch):
     ]
 
 
+def test_adherence_of_a_short_context():
+    """A dialog that outgrows the model's context is told, not judged on what fits."""
+    model, tokenizer = tiny_model(max_seq_len=64), toy_tokenizer()
+    assert adherence(model, tokenizer, [[WORD]], turns=1)
+    with pytest.raises(InputError, match="context of 64 tokens"):
+        adherence(model, tokenizer, [[WORD]], turns=9)
+
+
 def test_adherence_goes_on_from_a_cut_answer(monkeypatch):
     """The cache has not read an answer's last id: it comes before the next question, and an EOS
     where there was none.
@@ -1034,7 +1042,7 @@ def test_bad_dialogs_begin_nothing(tmp_path):
     [
         (("--data", "x.jsonl"), "--check toy knows the toy world's"),
         (("--constraints", "x.jsonl"), "--constraints x.jsonl needs dialogs of your own"),
-        (("--short", "1.5"), "--short and --resampled from 0 to 1"),
+        (("--short", "1.5"), "--short 1.5: must lie between 0 and 1"),
         (("--dialogs", "0"), "--dialogs 0: must be more than 0"),
         (("--preset", "llama-2-7b"), "needs dialogs and constraints"),
         (("--preset", "llama-2-34b"), "needs dialogs and constraints"),

@@ -10,11 +10,12 @@ import gatt
 import report
 import reward
 import runtime
-from data import Answer, InputError, Prompt, read_prompts, world
+from data import Answer, InputError, Prompt, printable, read_prompts, world
 from data.preferences import GivenAnswer
 from model import Generation
 from play import __main__ as commands
-from play import best_of_n, chat, ghost, samples, scores
+from play import best_of_n, chat, compare, ghost, samples, scores
+from play.shared import find_model
 from rejection_sampling import RewardModels
 from reward import score_dialogs
 from runtime import newest_reward_models
@@ -87,6 +88,7 @@ def test_stream_answer(monkeypatch):
 def talk(monkeypatch, lines, argv=(), max_seq_len=400):
     model = tiny_model(vocab_size=258, max_seq_len=max_seq_len)
     monkeypatch.setattr(chat, "load_model", lambda folder, **_: (model, ByteTokenizer()))
+    monkeypatch.setattr(chat, "find_model", lambda out, name: name)
     lines = iter(lines)
 
     def type_line(_):
@@ -360,6 +362,124 @@ def test_samples(tmp_path):
     shown = [prompts[i] for i in report.pick_shown(prompts, 3)]
     assert printed.count("\n> ") == 3 and all(prompt.question in printed for prompt in shown)
     assert printed.count("\n  rlhf-v2 ") == 3 and not (out / "eval").exists()
+
+
+# ---- which model, which settings ----
+
+
+def test_find_model(tmp_path):
+    """By its name in OUT or by its path; what is no model that answers is told, with what there is.
+    """
+    out = tmp_path / "out"
+    for name in ("sft", "dpo", "reward-safety", "empty"):
+        (out / name).mkdir(parents=True)
+    (out / "sft" / "params.json").touch()
+    (out / "dpo" / "config.json").touch()
+    for file in ("params.json", "reward_head.pth"):
+        (out / "reward-safety" / file).touch()
+    assert find_model(out, "sft") == find_model(tmp_path, str(out / "sft")) == out / "sft"
+    assert find_model(tmp_path / "nowhere", str(out / "dpo")) == out / "dpo"
+    for wrong in ("", " ", "empty", "rlhf-v1", str(out / "sft" / "params.json"), str(tmp_path)):
+        with pytest.raises(InputError, match=r"is neither a model in .*out \(dpo, sft\) nor"):
+            find_model(out, wrong)
+    with pytest.raises(InputError, match="it holds none"):
+        find_model(tmp_path / "nowhere", "sft")
+    with pytest.raises(InputError, match="reward-safety is a reward model"):
+        find_model(out, "reward-safety")
+
+
+HUGE = "1" + "0" * 20
+SAMPLING = {
+    "temperature": ["-1", "1e-9", "1e9"],
+    "max-new-tokens": ["0", "-1", HUGE],
+    "seed": ["-1", HUGE],
+}
+WRONG = {  # command: (what it needs, {option: values that are no good})
+    "chat": (["sft"], SAMPLING | {"top-p": ["-0.1", "1.1"]}),
+    "best-of-n": (["Hi"], SAMPLING | {"n": ["0", "-1", HUGE], "temperature": ["0", "1e9"]}),
+    "samples": ([], SAMPLING | {"show": ["0", "-1", HUGE], "split": ["", "all"]}),
+    "compare": (["a", "b"], SAMPLING | {"answers": ["0", HUGE], "judge": ["me"]}),
+    "ghost": ([], {"seed": ["-1", HUGE], "context": ["", "answer"]}),
+    "microscope": ([], {"batch": ["0", HUGE], "seed": ["-1", HUGE], "name": [""], "prompt": [" "]}),
+}
+NOT_THERE = {  # command: arguments that name something which is not there
+    "chat": [["nothing"], [""], [__file__]],
+    "best-of-n": [[" "], ["Hi"], ["Hi", "--init", "nothing"], ["Hi", "--init", __file__]],
+    "compare": [["sft", "nothing"], ["", ""]],
+    "samples": [[], ["--prompts", "nothing.jsonl"], ["--prompts", "."]],
+    "score": [["nothing.jsonl"], ["."], [""]],
+    "try": [[]],
+    "ghost": [[], ["--init", "nothing"], ["--data", "nothing.jsonl"]],
+    "microscope": [[], ["--name", "nothing"]],
+}
+
+
+def wrong_arguments() -> list[tuple[list[str], str]]:
+    """(command line of `python -m play` with one thing wrong, what must be told of it)."""
+    lines = []
+    for command, (needed, options) in WRONG.items():
+        for option, values in options.items():
+            for value in values:
+                lines.append(([command, *needed, f"--{option}={value}"], f"--{option}"))
+    for command, alternatives in NOT_THERE.items():
+        for arguments in alternatives:
+            lines.append(([command, *arguments], "error: "))
+    for command in commands.COMMANDS:
+        needed = ["f.jsonl"] if command == "score" else []
+        needed, _ = WRONG.get(command, (needed, {}))
+        lines.append(([command, *needed, "--device=tpu"], "--device"))
+        if command != "chat":
+            lines.append(([command, *needed, "--threads=-1"], "--threads"))
+    return lines
+
+
+def test_wrong_arguments(tmp_path, monkeypatch, capsys):
+    """What is out of range, unknown or missing ends with one clear line and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    lines = wrong_arguments()
+    assert len(lines) > 80
+    for line, told in lines:
+        monkeypatch.setattr("sys.argv", ["play", *line])
+        with pytest.raises(SystemExit) as end:
+            runtime.run(commands.main)
+        printed = capsys.readouterr().err
+        assert end.value.code in (1, 2) and told in printed.splitlines()[-1], line
+        if end.value.code == 1:
+            assert printed.startswith("error: ") and printed.count("\n") == 1, line
+        assert not list(tmp_path.iterdir()), line
+
+
+# ---- what a model says cannot steer the terminal ----
+
+BAD = "\x1b[2J\u202e\rx"
+SHOWN = r"\x1b[2J\u202e\rx"
+
+
+def test_chat_shows_what_steers(monkeypatch, capsys):
+    scripted(monkeypatch, f" {BAD}\nNext.")
+    talk(monkeypatch, [], ["--prompt", "Hi"])
+    assert capsys.readouterr().out == f"{SHOWN}\nNext.\n"
+
+
+def test_candidates_show_what_steers(capsys):
+    one = an_answer(0, text=f"{BAD}\nNext.", reward=1.0, helpfulness=1.0, safety=1.0)
+    best_of_n.print_candidates(Prompt([user("Hi")]), [one])
+    assert capsys.readouterr().out.endswith(SHOWN + r"\nNext." + "\n")
+
+
+def test_judging_shows_what_steers(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "choice", lambda *_: "4")
+    compare._ask_grade(Prompt([user(BAD)]), an_answer(0, text=BAD), an_answer(1, text=BAD))
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 3 and printable(printed) == printed
+
+
+def test_ghost_shows_what_steers(monkeypatch, capsys):
+    ghost._print_dialog("title", [user(BAD)])
+    ids = [256, *BAD.encode(), 257]
+    ghost._print_mask(ByteTokenizer(), ids, [True] * len(ids))
+    printed = capsys.readouterr().out
+    assert r"\x1b[2J" in printed.split("title")[1] and printable(printed) == printed
 
 
 # ---- the list ----

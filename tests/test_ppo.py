@@ -203,9 +203,11 @@ def test_gae():
     rewards = torch.tensor([[9.0, 1.0, 0.0, 8.0, 9.0]])
     values = torch.tensor([[9.0, 2.0, 4.0, 6.0, 9.0]])
     # A = (1 + .25·-.5, -1 + .25·2, 2)
+    given = [rewards.clone(), values.clone(), mask.clone()]
     advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
     assert advantages.tolist() == [[0, 0.875, -0.5, 2, 0]]
     assert returns.tolist() == [[0, 2.875, 3.5, 8, 0]]
+    assert equal([rewards, values, mask], given), "what is given stays as it was"
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
     mask = torch.ones(1, 3, dtype=torch.bool)
     rewards_to_go, _ = gae(rewards, torch.zeros(1, 3), mask, 1.0, 1.0)
@@ -266,11 +268,11 @@ def test_policy_loss_outside_of_the_mask():
     """Padding adds nothing to the loss, and no NaN to the gradient."""
     now = torch.tensor([[-1.0, 300.0, NAN]], requires_grad=True)
     old = torch.tensor([[-1.0, 0.0, NAN]])
-    advantages = torch.tensor([[2.0, 5.0, 5.0]])
+    advantages = torch.tensor([[2.0, 5.0, NAN]])
     losses = policy_loss(now, old, advantages, torch.tensor([[True, False, False]]))
     assert losses.tolist() == [[-2, 0, 0]]
     losses.sum().backward()
-    assert now.grad.nan_to_num(7.0).tolist()[0][:2] == [-2, 0]
+    assert now.grad.tolist() == [[-2, 0, 0]]
 
 
 def test_policy_loss_equals_the_slow_one():
@@ -335,6 +337,19 @@ def test_critic():
     assert not torch.allclose(again[0, 6:], values[0, 6:], atol=1e-3)
     trained = [name for name, weight in critic.named_parameters() if weight.requires_grad]
     assert not [name for name in trained if "output" in name]
+
+
+def test_critic_in_bfloat16():
+    """The scalar head computes in float32: near values do not fall together."""
+    critic = lively_critic()
+    tokens = torch.randint(3, 300, (8, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(8, 40, dtype=torch.bool)
+    mask[:, 0] = False
+    with torch.autocast("cpu", torch.bfloat16):
+        features = critic.body.features(tokens[:, :-1])  # (8, 39, dim)
+        values = critic(tokens, mask)  # (8, 40)
+    assert values.dtype == torch.float32
+    assert torch.equal(values[:, 1:], critic.head(features.float()).squeeze(-1))
 
 
 def test_answer_logprobs():
@@ -675,7 +690,7 @@ def test_held_out(reward_models):
         max_new_tokens=12,
     )
     rewards = reward_models.scores(prompts, answers)["reward"]
-    assert measured["reward"] == pytest.approx(rewards.mean().item(), abs=1e-4)
+    assert measured["scored"] == pytest.approx(rewards.mean().item(), abs=1e-4)
     assert measured["length"] == sum(len(answer.ids) for answer in answers) / 14
     total = 0.0
     for answer in answers:
@@ -685,6 +700,36 @@ def test_held_out(reward_models):
         for t, token in enumerate(answer.ids):
             total += table[len(prompt) + t - 1, token].item()
     assert measured["kl"] == pytest.approx(total / 14, abs=1e-3)
+
+
+def test_held_out_counts_as_training_does(reward_models, monkeypatch):
+    """An answer without EOS counts as `cut_reward`, in the start's units, however well it scores:
+    one that repeats itself up to the limit cannot win.
+    """
+    policy, prompts = talkative(3), toy_prompts(7)
+    settings = replace(SMALL, cut_reward=-1.5)
+    found = []
+
+    def scores(prompts, answers):
+        raw = [100.0 if runtime.unusable(answer) else float(len(answer.ids)) for answer in answers]
+        found.append((raw, [bool(runtime.unusable(answer)) for answer in answers]))
+        return {name: torch.tensor(raw) for name in (*AXES, "reward")}
+
+    monkeypatch.setattr(reward_models, "scores", scores)
+    start = held_out(policy, policy, reward_models, prompts, settings)
+    [(raw, cut)] = found
+    assert 0 < sum(cut) < 14
+    mean, spread = torch.tensor(raw).mean().item(), torch.tensor(raw).std().item()
+    counted = [mean - 1.5 * spread if is_cut else one for one, is_cut in zip(raw, cut, strict=True)]
+    assert start["reward"] == pytest.approx(sum(counted) / 14, rel=1e-4)
+    assert (start["scored"], start["spread"]) == pytest.approx((mean, spread), rel=1e-4)
+    assert start["cut"] == pytest.approx(sum(cut) / 14)
+
+    # answers of one token: none ends with something said
+    cut_short = replace(settings, max_new_tokens=1)
+    later = held_out(policy, policy, reward_models, prompts, cut_short, start)
+    assert later["cut"] == 1 and later["scored"] == 100 > start["scored"]
+    assert later["reward"] == pytest.approx(mean - 1.5 * spread, rel=1e-4)
 
 
 # ---- the whole command ----
@@ -793,7 +838,8 @@ def test_main_keeps_the_best(finished):
     newest = newest_reward_models(chain()[0], [folder])
     reward_models = RewardModels(newest, torch.device("cpu"))
     dev = read_prompts(world.FOLDER / "prompts-dev.jsonl")
-    measured = held_out(policy, start, reward_models, dev, Settings(max_new_tokens=32))
+    settings = Settings(max_new_tokens=32)
+    measured = held_out(policy, start, reward_models, dev, settings, best["start"])
     assert measured["reward"] == pytest.approx(best["reward"], abs=1e-3)
     assert measured["kl"] == pytest.approx(best["kl"], abs=1e-3)
 
@@ -851,9 +897,11 @@ def test_main_stops_early(tmp_path, monkeypatch):
     is kept.
     """
     folder = tmp_path / "out" / "rlhf-v2-ppo"
-    measured = {"spread": 1.0, "length": 3.0, "helpfulness": 0.0, "safety": 0.0}
+    measured = {"scored": 1.0, "spread": 1.0, "length": 3.0, "helpfulness": 0.0, "safety": 0.0}
+    starts = []
 
-    def no_better(policy, reference, reward_models, prompts, settings):
+    def no_better(policy, reference, reward_models, prompts, settings, start):
+        starts.append(start)
         return measured | {"reward": 1.0, "kl": 0.5, "prompts": len(prompts)}
 
     monkeypatch.setattr(ppo, "held_out", no_better)
@@ -861,6 +909,7 @@ def test_main_stops_early(tmp_path, monkeypatch):
     results = results_of(folder)
     assert results["iterations"] == 4
     assert results["best"]["iteration"] == 0 and results["best"]["prompts"] == 2
+    assert starts[0] is None and starts[1]["iteration"] == starts[2]["iteration"] == 0
     assert "dev" not in results
     start, end = load_model(chain()[0] / "rlhf-v2")[0], load_model(folder)[0]
     assert equal(snapshot(start), snapshot(end))
@@ -891,8 +940,43 @@ def test_main_draws_new_numbers(tmp_path, monkeypatch):
     assert len(drawn) == 6 * 16 == len(set(drawn)) and len(set(asked)) == 18
 
 
+def test_resume_refuses_what_is_not_of_this_run(tmp_path):
+    def training() -> ppo._Training:
+        policy, critic = tiny_model(1), Critic(tiny_model(2))
+        optimizers = ppo._make_optimizers(policy, critic, Settings())
+        return ppo._Training(tmp_path, policy, policy, critic, None, optimizers)
+
+    killed, again = training(), training()
+    killed.best = {"reward": 1.0, "start": {"reward": 0.5}}
+    killed.save(3)
+    again.resume(5, torch.device("cpu"))
+    assert (again.first, again.best, again.stale) == (3, killed.best, 0)
+    with pytest.raises(InputError, match="checkpoint-ppo.pth"):
+        again.resume(2, torch.device("cpu"))
+    state = load_checkpoint(again.checkpoint_file)
+    for wrong in ({"best": 1.0}, {"best": {}}, {"stale": -1}, {"critic": state["policy"]}):
+        runtime.save_checkpoint(again.checkpoint_file, state | wrong)
+        with pytest.raises(InputError, match="checkpoint-ppo.pth"):
+            again.resume(5, torch.device("cpu"))
+
+
 def test_main_in_bfloat16(tmp_path):
-    run_quietly(ppo.main, *small_run(tmp_path), "--dtype", "bfloat16", "--iterations", 2)
+    argv = small_run(tmp_path)
+    long = {"prompt": [user("many words " * 1500)], "is_safety": False}
+    with open(tmp_path / "prompts.jsonl", "a") as file:
+        file.write(json.dumps(long) + "\n")
+    options = [
+        "--dtype",
+        "bfloat16",
+        "--iterations",
+        2,
+        "--too-long",
+        "skip",
+        "--annotator",
+        "none",
+    ]
+    printed = run_quietly(ppo.main, *argv, *options)
+    assert " rows are left out: longer than the model's context" in printed
     folder = tmp_path / "out" / "rlhf-v2-ppo"
     assert load_checkpoint(folder / "consolidated.00.pth")["norm.weight"].dtype == torch.float32
     assert abs(log_of(folder, "ppo")[0]["kl"]) < 0.3
@@ -903,7 +987,8 @@ def test_main_in_bfloat16(tmp_path):
     [
         (("--init", "nowhere"), "nowhere is missing; `python rejection_sampling.py` makes it"),
         (("--clip", "0"), "--clip 0.0: must be more than 0"),
-        (("--lam", "1.5"), "--gamma and --lam from 0 to 1"),
+        (("--lam", "1.5"), "--lam 1.5: must lie between 0 and 1"),
+        (("--value-warmup", "6"), "--value-warmup 6: must be less than --iterations 6"),
         (("--preset", "llama-2-7b"), "needs prompts: --prompts FILE.jsonl"),
         (("--max-prompts", "1"), "one prompt is too few"),
         (("--prompts", "TAG"), "line 2: the user's content holds the tag"),

@@ -6,6 +6,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_sample_pool_leaves_out(reward_models):
     pool.rescore(reward_models)
     [dialog] = pool.best()
     assert dialog.answer_ids == best[3].ids
-    assert pool.left_out == {"cut at the length limit": 1, "holds a tag or nothing": 2}
+    assert pool.left_out == {runtime.unusable(cut): 1, runtime.unusable(tagged): 2}
     empty = SamplePool(prompts)
     empty.add("v", [cut])
     empty.rescore(reward_models)
@@ -463,7 +464,7 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
     policy, tokenizer = runtime.load_model(out / "rlhf-v1")
     current = {axis: out / "rlhf-v1" / f"reward-{axis}" for axis in AXES}
 
-    def refresh(out: Path):
+    def refresh(out: Path, folder: Path = tmp_path, earlier=(current["safety"].parent,)):
         return rejection_sampling.refresh_reward_models(
             [policy],
             tokenizer,
@@ -474,8 +475,8 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
             ),
             label="mine",
             number=100,
-            earlier=[current["safety"].parent],
-            folder=tmp_path,
+            earlier=list(earlier),
+            folder=folder,
             dtype=torch.float32,
         )
 
@@ -492,6 +493,16 @@ def test_refresh_reward_models(tmp_path, monkeypatch):
         assert len(replay) == 7
         assert all(row in known for row in replay)
         assert (tmp_path / f"reward-{axis}" / "reward_head.pth").exists()
+
+    # no pair was usable: the reward model stays as it was, and the next refresh takes no offence
+    monkeypatch.undo()
+    monkeypatch.setattr(rejection_sampling, "collect_preferences", lambda *args, **options: [])
+    refreshed, tables = refresh(out, tmp_path / "none", [])
+    assert tables == {} and (tmp_path / "none" / "pairs-safety.jsonl").read_text() == ""
+    before = runtime.load_model(current["safety"])[0].state_dict()
+    after = runtime.load_model(refreshed["safety"])[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    refresh(out, tmp_path / "next", [tmp_path / "none"])
 
     def collect(*args, **options):
         pytest.fail("sampled")
@@ -570,7 +581,10 @@ def test_run_round_with_other_choices(tmp_path, monkeypatch):
     assert [answer.reward for answer in answers] == pytest.approx(rewards, abs=2e-3)
 
 
-@pytest.mark.parametrize("given", ["0", "3-2", "x", "-1", "1-2-3"])
+@pytest.mark.parametrize(
+    "given",
+    ["0", "3-2", "x", "-1", "1-2-3", "1-", "", "100", "1-100", f"1-{10**20}", "1_0", "\u0661"],
+)
 def test_rounds_that_are_none(tmp_path, given):
     with pytest.raises(InputError, match="--rounds"):
         run_quietly(rejection_sampling.main, *TINY, "--out", tmp_path, f"--rounds={given}")
@@ -590,8 +604,53 @@ def test_init_is_the_start_of_the_first_round_only(tmp_path, monkeypatch):
         return False
 
     monkeypatch.setattr(runtime.Stage, "begin", begin)
+    loaded = (tiny_model(), toy_tokenizer())
+    monkeypatch.setattr(rejection_sampling, "load_model", lambda folder, device: loaded)
     run_rounds(tmp_path, "5-6", "--init", tmp_path / "rlhf-v4-ppo")
     assert started == {"rlhf-v5": "rlhf-v4-ppo", "rlhf-v6": "rlhf-v5"}
+
+
+def test_what_is_too_long_is_told_or_left_out(tmp_path, capsys):
+    """Prompts and dialogs of the mix alike, before the folder is begun."""
+    link(tmp_path, "sft", *FIRST_REWARD_MODELS)
+    good = toy_prompts(6)
+    too_long = user("many words " * 1500)
+    prompts = write_lines(tmp_path / "p.jsonl", [*good[:2], Prompt([too_long]), *good[2:]])
+    mix = [Dialog([too_long, assistant("Yes.")]), Dialog([user("Hi!"), assistant("Hello!")])]
+    mix = write_lines(tmp_path / "mix.jsonl", mix)
+
+    def begin(**changes):
+        options = {"out": tmp_path, "prompts": str(prompts), "annotator": "none"}
+        settings = rejection_sampling.Settings(**options | changes)
+        return rejection_sampling._begin_round(1, settings)
+
+    for file, changes in (("p", {}), ("mix", {"mix": str(mix), "max_prompts": 2})):
+        with pytest.raises(InputError, match=rf"{file}.jsonl, line \d: the \w+ has \d+ tokens"):
+            begin(**changes)
+        assert not (tmp_path / "rlhf-v1").exists()
+    capsys.readouterr()
+    this_round = begin(mix=str(mix), max_prompts=4, too_long="skip")
+    assert [prompt.messages for prompt in this_round.prompts] == [p.messages for p in good[:4]]
+    assert len(this_round.mix) == 1 and len(this_round.pair_prompts) == 6
+    assert capsys.readouterr().out.count("left out: longer than the model's context") == 2
+    write_lines(prompts, [Prompt([too_long])])
+    with pytest.raises(InputError, match="p.jsonl: no prompt fits"):
+        begin(too_long="skip")
+
+
+def test_a_pool_of_fewer_prompts_is_refused(tmp_path):
+    """Numbers of prompts mean the same in each round: where --too-long skip left out others then,
+    answers would be joined to wrong prompts.
+    """
+    folder = tmp_path / "rlhf-v1"
+    folder.mkdir()
+    write_records(folder / "samples.jsonl", [an_answer(0, [5, 2]), an_answer(1, [5, 2])])
+    lineage = SimpleNamespace(pooled=[folder])
+    stage = SimpleNamespace(folder=tmp_path, name="rlhf-v2")
+    for count in (1, 3):
+        a_round = SimpleNamespace(stage=stage, lineage=lineage, prompts=toy_prompts(count))
+        with pytest.raises(InputError, match="rlhf-v1 was made from other prompts"):
+            rejection_sampling._pool_of_all_rounds(a_round, GivenRewards(), [])
 
 
 def test_each_command_names_what_is_missing(tmp_path):

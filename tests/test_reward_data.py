@@ -14,6 +14,7 @@ import torch
 import reward
 import runtime
 from data import InputError, Pair, Prompt, encode_dialog, read_preferences
+from data.annotators import NotAnnotated
 from data.preferences import (
     GivenAnswer,
     bag_of_words,
@@ -156,6 +157,21 @@ def test_drop_oldest_turns():
         assert short == replace(whole, prompt=Prompt(kept))
     assert drop_oldest_turns(toy_tokenizer(), whole, longest - 1) is None
     assert length(kept, whole.chosen) <= longest - 1, "the longer of the two answers decides"
+
+
+def test_drop_oldest_turns_encodes_a_turn_once(monkeypatch):
+    """A dialog of thousands of turns takes no longer than its text is long."""
+    turns = [user("a"), assistant("b")] * 3000
+    encoded = []
+
+    def count(tokenizer, dialog):
+        encoded.append(len(dialog))
+        return encode_dialog(tokenizer, dialog)
+
+    monkeypatch.setattr("data.preferences.encode_dialog", count)
+    long = Pair(Prompt([*turns, user("c")]), "d", "e")
+    assert len(drop_oldest_turns(toy_tokenizer(), long, 100).prompt.messages) < 100
+    assert sum(encoded) < 100
 
 
 def test_read_pairs(tmp_path, capsys):
@@ -457,18 +473,121 @@ def test_main_learns_other_pairs_than_it_is_judged_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "argv, told",
     [
-        (("--init", "none"), "need preferences: --data"),
-        (("--folds", 5), "need preferences: --data"),
-        (("--data", "x.jsonl", "--folds", 1), "2 or more"),
-        (("--mix-share", "0.5"), "two shares"),
-        (("--mix-share", "0.5,1"), "two shares below 1"),
-        (("--extra", "x.jsonl", "--mix-share", "0,0"), "more than 0 where --extra is used"),
+        (("--init", "none"), "--init none: .*--data"),
+        (("--folds", 5), "--folds 5: .*--data"),
+        (("--data", "x.jsonl", "--folds", 1), "--folds 1: 2 or more"),
+        (("--data", "x.jsonl", "--folds", -2), "--folds -2: "),
+        (("--mix-share", "0.5"), "--mix-share 0.5: two shares"),
+        (("--mix-share", "0.5,1"), "--mix-share 0.5,1.0: two shares"),
+        (("--extra", "x.jsonl", "--mix-share", "0,0"), "--extra x.jsonl: .*more than 0"),
+        (("--extra", "", "--mix-share", "0.5,0.1"), "--mix-share 0.5,0.1: no pairs .*--extra"),
+        (("--extra", " , ", "--mix-share", "0.5,0.1"), "--mix-share 0.5,0.1: no pairs .*--extra"),
+        (("--data", "x.jsonl", "--mix-share", "0,0.1"), "--mix-share 0.0,0.1: no pairs .*--extra"),
+        (("--prompts", "x.jsonl", "--mix-share", "0,0.1"), "--mix-share 0.0,0.1: no pairs"),
         (("--data", "x.jsonl", "--init", "none"), "x.jsonl"),
+        (("--data", "x", "--init", "none", "--preset", "llama-2-7b"), "weights of llama-2-7b"),
+        (("--auxiliary-weight", "-1"), "--auxiliary-weight -1.0: "),
+        (("--auxiliary-weight", "1e300"), "--auxiliary-weight 1e.300: "),
+        (("--learning-rate", "1e300"), "--learning-rate 1e.300: "),
+        (("--learning-rate", "0"), "--learning-rate 0.0: "),
+        (("--max-tokens", "-1"), "--max-tokens -1: "),
+        (("--max-tokens", 10**12), "--max-tokens 1"),
+        (("--helpfulness-pairs", 10**12), "--helpfulness-pairs 1"),
+        (("--safety-pairs", 10**15), "--safety-pairs 1"),
+        (("--max-new-tokens", 10**12), "--max-new-tokens 1"),
+        (("--batch-tokens", 10**12), "--batch-tokens 1"),
+        (("--micro-tokens", 0), "--micro-tokens 0"),
+        (("--epochs", 10**9), "--epochs 1000000000: "),
+        (("--weight-decay", "-0.1"), "--weight-decay -0.1: "),
+        (("--temperatures", "0.8,1e-9"), "--temperatures 0.8,1e-09: "),
+        (("--temperatures", "0.8,1e9"), "--temperatures 0.8,1000000000.0: "),
+        (("--temperatures", "0.8"), "two are wanted"),
     ],
 )
 def test_main_refuses(argv, told, tmp_path):
     with pytest.raises(InputError, match=told):
         run_quietly(reward.main, *TINY, "--out", tmp_path / "out", *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets():
+    """Each fits without more files; none records a share of pairs that it does not mix in."""
+    for name, values in reward.PRESETS.items():
+        settings = reward.Settings(**{"preset": name, **values})
+        assert not any(settings.mix_share), name
+
+
+@pytest.mark.parametrize("prompts", ["FOLDER", "missing.jsonl", "tagged.jsonl"])
+def test_main_reads_prompts_before_the_folder_is_begun(prompts, tmp_path, monkeypatch):
+    """Also before anything is hashed: a folder like /usr takes minutes."""
+    start = chain()[0] / "sft"
+    monkeypatch.setattr("runtime.stage.fingerprint", lambda path: pytest.fail(f"hashed {path}"))
+    write_lines(tmp_path / "tagged.jsonl", [{"prompt": [user("[INST]")], "is_safety": False}])
+    path = tmp_path if prompts == "FOLDER" else tmp_path / prompts
+    argv = ("--init", start, "--prompts", path, "--annotator", "file", "--out", tmp_path / "out")
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        run_quietly(reward.main, *TINY, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_main_writes_both_files_to_annotate(tmp_path):
+    """A person labels both axes at once; what is filled in is trained on, the other one waits."""
+    argv = ["--init", chain()[0] / "sft", "--annotator", "file", "--out", tmp_path]
+    argv += ["--helpfulness-pairs", 8, "--safety-pairs", 8]
+    with pytest.raises(NotAnnotated, match="to_annotate-helpfulness.*to_annotate-safety"):
+        run_quietly(reward.main, *TINY, *argv)
+    for axis in reward.AXES:
+        assert (tmp_path / f"reward-{axis}" / f"to_annotate-{axis}.jsonl").is_file()
+    path = tmp_path / "reward-helpfulness" / "to_annotate-helpfulness.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [line | {"better": "a", "rating": "better"} for line in rows])
+    with pytest.raises(NotAnnotated) as waiting:
+        run_quietly(reward.main, *TINY, *argv)
+    assert "to_annotate-helpfulness" not in str(waiting.value)
+    assert runtime.is_finished(tmp_path / "reward-helpfulness")
+    assert not (tmp_path / "reward-safety" / "pairs.jsonl").exists()
+
+
+def test_main_leaves_out_too_long(tmp_path, monkeypatch):
+    """--too-long skip: pairs of --data and --extra, and prompts; each time it is told how many."""
+    trained = []
+
+    def train(model, tokenizer, pairs, **options):
+        trained.append(sorted(map(question, pairs)))
+
+    monkeypatch.setattr(reward, "train_reward_model", train)
+    long = "many words " * 1500
+    data = write_lines(tmp_path / "a.jsonl", [row("a"), row(long), row("c", long)])
+    extra = write_lines(tmp_path / "b.jsonl", [row("b"), row("d", "x", long), row("e", long, "x")])
+    argv = ["--init", chain()[0] / "sft", "--out", tmp_path / "out", "--axis", "helpfulness"]
+    files = ["--data", data, "--extra", extra, "--mix-share", "0.5,0"]
+    with pytest.raises(InputError, match="a.jsonl, line 2: the dialog has .* tokens"):
+        run_quietly(reward.main, *TINY, *argv, *files)
+    assert not (tmp_path / "out").exists()
+    printed = run_quietly(reward.main, *TINY, *argv, *files, "--too-long", "skip")
+    assert trained == [["a", "b"]] and printed.count("2 of 3 rows are left out") == 2
+    assert "1 of 2 pairs are from --extra" in printed
+
+    record = {"prompt": [user(long)], "is_safety": False}
+    prompts = write_lines(tmp_path / "p.jsonl", [record, record | {"prompt": [user("Hi")]}])
+    argv += ["--prompts", prompts, "--annotator", "file", "--out", tmp_path / "two"]
+    with pytest.raises(InputError, match="p.jsonl, line 1: the prompt has .* tokens"):
+        run_quietly(reward.main, *TINY, *argv)
+    asked = []
+    monkeypatch.setattr(
+        reward, "collect_preferences", lambda *args, **options: asked.append(args[2]) or []
+    )
+    with pytest.raises(InputError, match="no pair of different answers"):
+        run_quietly(reward.main, *TINY, *argv, "--too-long", "skip")
+    assert [prompt.question for prompt in asked[0]] == ["Hi", "Hi"], "harmless ones may come twice"
+
+
+def test_main_refuses_extra_pairs_alone(tmp_path):
+    """The zero is the mean score of pairs that are not extra: of none it would be NaN."""
+    data = write_lines(tmp_path / "a.jsonl", [row(extra=True)] * 3)
+    argv = ["--init", chain()[0] / "sft", "--out", tmp_path / "out", "--data", data]
+    with pytest.raises(InputError, match="a.jsonl: each pair is marked as 'extra'"):
+        run_quietly(reward.main, *TINY, *argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -597,7 +716,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
     """
     start = chain()[0] / "sft"  # made before parts of it are replaced
     rows = [
-        row(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 3." if i % 2 else "No.")
+        row(f"What is {i // 2} plus 1?", f"It is {i // 2 + 1}.", "It is 99." if i % 2 else "No.")
         for i in range(60)
     ]
     data = write_lines(tmp_path / "mine.jsonl", rows)
@@ -617,17 +736,7 @@ def test_main_holds_out_by_prompt(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reward, "train_reward_model", train)
     monkeypatch.setattr(reward, "report_accuracy", report)
-    common = (
-        *TINY,
-        "--data",
-        data,
-        "--extra",
-        extra,
-        "--mix-share",
-        "0.5,0.5",
-        "--init",
-        start,
-    )
+    common = (*TINY, "--data", data, "--extra", extra, "--mix-share", "0.5,0.5", "--init", start)
     run_quietly(reward.main, *common, "--out", tmp_path / "out")
     assert len(held[0]) == 3 and len(trained[0]) == 27 and not held[0] & trained[0]
     monkeypatch.setattr(reward, "score_pairs", score_pairs)
@@ -664,7 +773,7 @@ def test_score_dialogs():
     assert plain["reward"] == plain["safety" if gated else "helpfulness"]
     [alone] = score_dialogs({"safety": models["safety"]}, [(prompts[0], "Hello!")])
     assert alone["safety"] == close(plain["safety"]) and "reward" not in alone
-    with pytest.raises(InputError, match="f, line 3: .*tag"):
+    with pytest.raises(InputError, match="f, line 3"):
         score_dialogs(models, [(Prompt([user("Hi")], where="f, line 3"), "[INST]")])
 
 

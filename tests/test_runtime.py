@@ -1,5 +1,8 @@
 """The plumbing: settings, folders of stages, files that survive a kill, log."""
 
+import contextlib
+import errno
+import io
 import itertools
 import json
 import math
@@ -18,6 +21,7 @@ import torch
 
 import runtime
 from data.errors import InputError
+from runtime import lineage, machine
 from runtime.settings import field_comments
 
 
@@ -111,6 +115,10 @@ def test_parse_settings():
     "argv, told",
     [
         (["--max-steps", "2.5"], "argument --max-steps: invalid int value: '2.5'"),
+        (
+            ["--max-steps", str(10**20)],
+            f"--max-steps: {10**20}: a number of at most 2^53 is wanted",
+        ),
         (["--learning-rate", "nan"], "argument --learning-rate: invalid float value: 'nan'"),
         (["--temperatures", "0.6;1"], "invalid comma-separated float value"),
         (["--preset", "huge"], "tiny"),
@@ -176,15 +184,16 @@ def test_run(capsys):
         1,
         "error: x.bin: No such file\n",
     )
-    assert fails(OSError(28, "No space left on device")) == (
-        1,
-        "error: [Errno 28] No space left on device\n",
-    )
+    assert fails(OSError(5, "Input/output error")) == (1, "error: [Errno 5] Input/output error\n")
+    full = (errno.ENOSPC, "No space left on device")
+    assert fails(OSError(*full, "x.bin")) == (1, "error: no space: x.bin\n")
+    assert fails(OSError(*full)) == (1, "error: no space: on the disk\n")
     assert fails(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")) == (
         1,
         "error: the input is not text in utf-8\n",
     )
     assert fails(KeyboardInterrupt())[0] == 130
+    assert fails(BrokenPipeError()) == (141, "")
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         runtime.run(lambda: 1 / 0)
 
@@ -230,7 +239,7 @@ def test_open_stage_leaves_other_folders_alone(tmp_path):
         for path, fresh in itertools.product([folder, folder / name], [True, False]):
             with pytest.raises(InputError, match="not the folder of a stage"):
                 runtime.open_stage(path, {}, {}, fresh=fresh)
-        assert (folder / name).read_text() == content
+        assert (folder / name).read_text("utf-8") == content
     keep = tmp_path / "keep"  # a link inside is removed, not followed
     keep.mkdir()
     (keep / "precious").write_text("x")
@@ -238,6 +247,195 @@ def test_open_stage_leaves_other_folders_alone(tmp_path):
     (tmp_path / "mine" / "link").symlink_to(keep, target_is_directory=True)
     runtime.open_stage(tmp_path / "mine", {}, {}, fresh=True)
     assert (keep / "precious").exists() and not (tmp_path / "mine" / "link").exists()
+
+
+FINISHED = {"settings": {}, "inputs": {}, "finished": True}
+NO_RECORDS = {
+    "deep": "[" * 100000,
+    "no UTF-8": "\udcff",
+    "huge number": "1" * 10000,
+    "list": "[1]",
+    "lines of it": json.dumps(FINISHED) * 2,
+    "clearing and more": json.dumps({"clearing": True, "mine": 1}),
+    "no inputs": json.dumps({"settings": {}, "finished": True}),
+}
+for key, value in [
+    ("settings", []),
+    ("inputs", None),
+    ("finished", "no"),
+    ("results", 5),
+    ("machines", {}),
+    ("machines", [3]),
+]:
+    NO_RECORDS[f"{key} {value}"] = json.dumps(FINISHED | {key: value})
+
+
+@pytest.mark.parametrize("case", NO_RECORDS)
+def test_open_stage_refuses_a_record_that_is_none(tmp_path, case):
+    record = tmp_path / "stage.json"
+    record.write_bytes(NO_RECORDS[case].encode("utf-8", "surrogateescape"))
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="not the folder of a stage .its stage.json"):
+            runtime.open_stage(tmp_path, {}, {}, fresh=fresh)
+    assert record.exists() and not runtime.is_finished(tmp_path)
+
+
+def test_open_stage_refuses_inputs_that_it_would_change(tmp_path):
+    folder = tmp_path / "out" / "sft"
+    runtime.open_stage(folder, {}, {})
+    (folder / "rows.jsonl").write_text("precious")
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    for path in (folder / "rows.jsonl", folder, tmp_path / "link", tmp_path / "out"):
+        with pytest.raises(InputError, match="input data .* lie in each other: choose another"):
+            runtime.open_stage(folder, {}, {"data": path}, fresh=True)
+    assert (folder / "rows.jsonl").read_text("utf-8") == "precious"
+    runtime.open_stage(tmp_path / "out" / "sft-2", {}, {"data": folder / "rows.jsonl"})
+
+
+def test_open_stage_removes_what_a_kill_left(tmp_path):
+    """Temporary files of a killed run go at the next start, whatever becomes of it."""
+    folder = tmp_path / "sft"
+
+    def leave():
+        for name in ("rows.jsonl.4711.tmp", "round/checkpoint-a.pth.tmp"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+
+    runtime.open_stage(folder, {}, {})
+    (folder / "a.tmp").touch()
+    assert runtime.open_stage(folder, {"lr": 1}, {}), "nothing was made: begun anew"
+    (folder / "rows.jsonl").touch()
+    leave()
+    with pytest.raises(InputError, match="begun differently"):
+        runtime.open_stage(folder, {}, {})
+    assert len(list(folder.rglob("*.tmp"))) == 2, "what is refused is not touched"
+    assert runtime.open_stage(folder, {"lr": 1}, {}) and not list(folder.rglob("*.tmp"))
+    runtime.finish_stage(folder, {}, (0, 0))
+    leave()
+    assert not runtime.open_stage(folder, {"lr": 1}, {}) and not list(folder.rglob("*.tmp"))
+
+
+def test_open_stage_tells_of_another_machine(tmp_path, capsys):
+    """Where a killed run goes on otherwise, a line says so; a finished folder is finished."""
+    folder = tmp_path / "sft"
+
+    def begin(machine):
+        started = runtime.open_stage(folder, {}, {}, machine=machine)
+        return started, capsys.readouterr().out
+
+    here = {"torch": "2.1", "threads": 1, "device": "cpu"}
+    begin(here)
+    assert begin({"threads": 2}) and machines(folder) == [{"threads": 2}], "nothing was made yet"
+    begin(here)
+    (folder / "rows.jsonl").touch()
+    assert begin(here)[1] == "" and machines(folder) == [here]
+    told = "goes on with torch 2.1 → 2.2; threads 1 → 2: the result will not be bit-equal"
+    assert told in begin(here | {"torch": "2.2", "threads": 2})[1]
+    assert "threads 2 → 4" in begin(here | {"torch": "2.2", "threads": 4})[1]
+    assert len(machines(folder)) == 3
+    runtime.finish_stage(folder, {}, (0, 0))
+    assert "finished already" in begin(here)[1] and len(machines(folder)) == 3
+    old = {"settings": {}, "inputs": {}, "finished": False}  # as folders were before
+    (folder / "stage.json").write_text(json.dumps(old))
+    started, printed = begin(here)
+    assert started and not printed and json.loads((folder / "stage.json").read_text("utf-8")) == old
+
+
+def machines(folder):
+    return json.loads((folder / "stage.json").read_text("utf-8"))["machines"]
+
+
+def test_stage_records_the_machine(tmp_path):
+    settings = runtime.StageSettings(out=tmp_path, threads=2, device="cpu", dtype="bfloat16")
+    try:
+        assert runtime.Stage(settings, "sft").begin({})
+        assert machines(tmp_path / "sft") == [machine.describe_machine("cpu", torch.bfloat16)]
+    finally:
+        torch.set_num_threads(1)
+    [told] = machines(tmp_path / "sft")
+    wanted = {"torch": torch.__version__, "threads": 2, "device": "cpu", "dtype": "bfloat16"}
+    assert wanted.items() < told.items() and told["cpu"]
+
+
+def test_open_stage_survives_paths_that_are_no_text(tmp_path):
+    """The bytes of a path need not be UTF-8: they are kept, and compared."""
+    settings = {"data": Path("\udcff.jsonl")}
+    runtime.open_stage(tmp_path / "sft", settings, {})
+    runtime.finish_stage(tmp_path / "sft", {}, (0, 0))
+    assert not runtime.open_stage(tmp_path / "sft", settings, {})
+
+
+# ---- one process to a folder ----
+
+HOLDING = """
+import sys
+from runtime.machine import hold
+hold(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_hold(tmp_path):
+    """Another process has the folder until it is killed; this one may take what it has again."""
+    folder, link = tmp_path / "sft", tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert other.stdout.readline().strip() == b"held"
+    for path in (folder, link):
+        with pytest.raises(InputError, match="another process works in .*(sft|link)"):
+            runtime.open_stage(path, {}, {})
+    assert not folder.exists()
+    other.kill()
+    other.communicate()
+    assert (tmp_path / ".sft.lock").exists(), "it could not tidy up"
+    for _ in range(2):
+        assert runtime.open_stage(folder, {}, {})
+    runtime.finish_stage(folder, {}, (0, 0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "sft"]
+
+
+def test_hold_is_let_go(tmp_path):
+    """What is refused or finished is free again, and no file tells of it."""
+    folder = tmp_path / "sft"
+    runtime.open_stage(folder, {}, {})
+    assert (tmp_path / ".sft.lock").exists()
+    runtime.finish_stage(folder, {}, (0, 0))
+    assert runtime.open_stage(folder, {}, {}) is None
+    with pytest.raises(InputError, match="made differently"):
+        runtime.open_stage(folder, {"lr": 1}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["sft"]
+    with open(tmp_path / ".sft.lock", "ab") as file:  # as another process
+        machine._lock(file)
+        with pytest.raises(InputError, match="another process works in"):
+            runtime.open_stage(folder, {}, {}, fresh=True)
+    assert runtime.open_stage(folder, {}, {}, fresh=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")
+def test_hold_a_file_that_was_removed(tmp_path, monkeypatch):
+    """Who had the folder removes its file while we wait for it: a lock on that file holds nothing.
+    """
+    lock, calls = machine._lock, []
+
+    def slow_lock(file):
+        if not calls:
+            Path(file.name).unlink()
+        calls.append(file.name)
+        return lock(file)
+
+    monkeypatch.setattr(machine, "_lock", slow_lock)
+    machine.hold(tmp_path / "sft")
+    assert len(calls) == 2
+    with open(tmp_path / ".sft.lock", "ab") as file:
+        assert not lock(file)
+    machine.let_go(tmp_path / "sft")
+    assert not list(tmp_path.iterdir())
 
 
 def test_open_stage_fresh_survives_a_kill(tmp_path, monkeypatch):
@@ -288,7 +486,7 @@ def test_finish_stage(tmp_path, monkeypatch):
         if runtime.open_stage(folder, {}, {}):
             assert (folder / "checkpoint-sft.pth").exists()
         else:
-            results = json.loads((folder / "stage.json").read_text())["results"]
+            results = json.loads((folder / "stage.json").read_text("utf-8"))["results"]
             assert {"loss": None, "n": 2}.items() < results.items()
             assert not list(folder.rglob("checkpoint*")) and (folder / "model.pth").exists()
 
@@ -301,7 +499,7 @@ def test_finish_stage_tells_the_seconds(tmp_path, monkeypatch, capsys):
     started = runtime.open_stage(tmp_path / "sft", {}, {})
     now = [150.0, 93.0]
     runtime.finish_stage(tmp_path / "sft", {"loss": 1.0}, started)
-    assert json.loads((tmp_path / "sft" / "stage.json").read_text())["results"] == {
+    assert json.loads((tmp_path / "sft" / "stage.json").read_text("utf-8"))["results"] == {
         "loss": 1.0,
         "seconds": 50.0,
         "cpu_seconds": 90.0,
@@ -378,6 +576,9 @@ def test_fingerprint(tmp_path):
     assert runtime.fingerprint(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "b")
     assert runtime.fingerprint(tmp_path) != before
+    with contextlib.suppress(OSError):  # some systems have no such names
+        (tmp_path / "\udcff").touch()
+    runtime.fingerprint(tmp_path)
     with pytest.raises(InputError, match="none is missing"):
         runtime.fingerprint(tmp_path / "none")
 
@@ -414,6 +615,90 @@ def test_save_checkpoint(tmp_path, monkeypatch):
         and again["model"]["w"].equal(state["model"]["w"])
     )
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_amid_a_zip(*args):
+        try:
+            full()
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")  # as torch fails to close it
+
+    path = tmp_path / "metrics.jsonl"
+    log = runtime.Metrics(path)
+    for owner, name, fails, write in (
+        (os, "fsync", full, lambda: runtime.save_checkpoint(path, {"step": 1})),
+        (torch, "save", full_amid_a_zip, lambda: runtime.save_checkpoint(path, {"step": 1})),
+        (os, "fsync", full, lambda: runtime.append_rows(path, [{"n": 1}])),
+        (runtime.metrics, "json_line", full, lambda: log.log("sft", 1)),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(OSError) as found:
+            patch.setattr(owner, name, fails)
+            write()
+        assert (found.value.errno, found.value.filename) == (errno.ENOSPC, str(path))
+
+
+def make_fit():
+    """A model after a step of its AdamW."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    return {"model": model, "optimizer": optimizer}
+
+
+def saved_fit():
+    return {name: part.state_dict() for name, part in make_fit().items()} | {"step": 3}
+
+
+def test_restore_checkpoint(tmp_path):
+    path, parts = tmp_path / "checkpoint-sft.pth", make_fit()
+    runtime.save_checkpoint(path, saved_fit() | {"best": 0.5})
+    with torch.no_grad():
+        parts["model"].weight.zero_()
+    assert runtime.restore_checkpoint(path, parts, step=3)["best"] == 0.5
+    assert parts["model"].weight.equal(make_fit()["model"].weight)
+
+
+SPOILED = {
+    "no model": ("model", lambda state: state.pop("model")),
+    "a list for a model": ("model", lambda state: state.update(model=[1])),
+    "a weight is missing": ("model", lambda state: state["model"].pop("bias")),
+    "another weight": ("model", lambda state: state["model"].update(norm=torch.ones(2))),
+    "another shape": ("model", lambda state: state["model"].update(bias=torch.ones(3))),
+    "no number": ("model", lambda state: state["model"]["bias"].fill_(math.nan)),
+    "no optimiser": ("optimizer", lambda state: state.pop("optimizer")),
+    "no groups": ("optimizer", lambda state: state["optimizer"].pop("param_groups")),
+    "another group": ("optimizer", lambda state: state["optimizer"].update(param_groups=[])),
+    "moments gone": ("optimizer", lambda state: state["optimizer"]["state"][0].pop("exp_avg")),
+    "moments of another weight": (
+        "optimizer",
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(2, 2)),
+    ),
+    "moments infinite": (
+        "optimizer",
+        lambda state: state["optimizer"]["state"][1]["exp_avg_sq"].fill_(math.inf),
+    ),
+    "no step": ("step", lambda state: state.pop("step")),
+    "a step beyond the plan": ("step", lambda state: state.update(step=4)),
+    "a step before it": ("step", lambda state: state.update(step=-1)),
+    "half a step": ("step", lambda state: state.update(step=0.5)),
+    "a yes for a step": ("step", lambda state: state.update(step=True)),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_restore_checkpoint_refuses(tmp_path, case):
+    named, spoil = SPOILED[case]
+    path, state = tmp_path / "checkpoint-sft.pth", saved_fit()
+    spoil(state)
+    runtime.save_checkpoint(path, state)
+    with pytest.raises(InputError, match=f"checkpoint-sft.pth: its '{named}' .*; delete it to"):
+        runtime.restore_checkpoint(path, make_fit(), step=3)
 
 
 class Payload:
@@ -467,10 +752,12 @@ def test_resume_rows(tmp_path):
         assert path.read_bytes() == whole
     assert runtime.resume_rows(path, batches=[2, 2, 2]) == rows[:4] == runtime.resume_rows(path)
     assert runtime.resume_rows(path, batches=[5]) == [] and path.read_bytes() == b""
-    for broken in (b"{oops", b"[1, 2]"):
+    for broken in (b"{oops", b"[1, 2]", b"[" * 100000, b"\xff", b"1" * 10000, b""):
         path.write_bytes(b"{}\n" + broken + b"\n{}\n")
         with pytest.raises(InputError, match="rows.jsonl, line 2: not a JSON object"):
             runtime.resume_rows(path)
+        path.write_bytes(b"{}\n" + broken + b"\n")
+        assert runtime.resume_rows(path) == [{}], "the last line a kill may have broken"
 
 
 def test_plain_json():
@@ -488,7 +775,7 @@ def test_choose_device():
         "cuda",
         "mps",
     )
-    for name in ("gpu", "cpu:1", "cuda:x", "cuda:99"):
+    for name in ("gpu", "cpu:1", "cuda:x", "cuda:99", "cuda:", "cpu:", ""):
         with pytest.raises(InputError, match=f"--device {name}"):
             runtime.choose_device(name)
 
@@ -531,7 +818,7 @@ def test_metrics(tmp_path):
     log = runtime.Metrics(path)
     log.rewind("sft", 1)
     log.log("sft", 1, loss=0.5)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert rows[0] == {"phase": "sft", "step": 0, "loss": 0.666667, "bad": None}
     assert [(row["phase"], row["step"]) for row in rows] == [
         ("sft", 0),
@@ -541,6 +828,25 @@ def test_metrics(tmp_path):
         ("sft", 1),
     ]
     assert rows[1]["wins"] == [0.333333, 2]
+    assert b"\r" not in path.read_bytes(), "the same bytes on every system"
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['{"step": 1}', '{"phase": "sft"}', '{"phase": "sft", "step": "1"}', '{"phase": 3, "step": 1}'],
+)
+def test_metrics_of_no_phase(tmp_path, row):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"phase": "sft", "step": 0}\n' + row + "\n")
+    log = runtime.Metrics(path)
+    with pytest.raises(InputError, match="metrics.jsonl, line 2: a row has a 'phase'"):
+        log.rewind("sft", 1)
+
+
+def test_a_circle_of_links_is_no_version(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    found = lineage.trace(tmp_path, 2, init=str(tmp_path / "loop"))
+    assert found.refreshed[-1] == tmp_path / "loop"
 
 
 def test_check_positive():
@@ -563,13 +869,29 @@ def test_check_positive():
 
 
 def test_run_with_a_reader_that_stops():
-    """`| head` closes the pipe: no traceback, no error."""
+    """`| head` closes the pipe: no traceback, and an exit code as SIGPIPE gives it."""
     code = "from runtime import run; run(lambda: [print('line ' * 50) for _ in range(5000)])"
-    found = subprocess.run(
-        f'{sys.executable} -c "{code}" | head -1',
-        shell=True,
-        capture_output=True,
-        text=True,
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
     )
-    assert found.stdout.startswith("line") and found.stderr == ""
+    assert writer.stdout.readline().startswith(b"line")
+    writer.stdout.close()
+    assert writer.stderr.read() == b"" and writer.wait() == 141
+
+
+def test_run_with_a_closed_output(monkeypatch, tmp_path):
+    """`>&- 2>&-`: what is printed goes nowhere."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    runtime.run(lambda: (print("→"), sys.stdout.write("→"), sys.stderr.write("→")))
+
+
+def test_run_with_an_output_of_few_characters(monkeypatch):
+    """`PYTHONIOENCODING=ascii`, or the console of an old Windows."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    runtime.run(lambda: print("§3 → \udcff"))
+    assert written.getvalue().split() == [b"\\xa73", b"\\u2192", b"\\udcff"]

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import random
+import struct
 from itertools import groupby
 from pathlib import Path
 
@@ -161,6 +162,7 @@ def test_fingerprint_and_save(tmp_path):
         (lambda lines: lines[:4] + lines[5:], "line 5: expected `base64-bytes 4`"),
         (lambda lines: lines + [lines[-1]], "expected `base64-bytes"),
         (lambda lines: [f"{base64.b64encode(b'ab').decode()} 0"] + lines[1:], "all 256 bytes"),
+        (lambda lines: lines + [f" {len(lines)}"], "an empty token"),
     ],
 )
 def test_broken_rank_file(tmp_path, change, message):
@@ -321,6 +323,44 @@ def test_refused_sentencepiece_models(tmp_path, settings, message):
         Tokenizer(path)
 
 
+def field(number: int, value: bytes | int) -> bytes:
+    """A field of a protocol-buffer message, of less than 128 bytes or a number below 128."""
+    key = number * 8 + (0 if isinstance(value, int) else 2)
+    head = bytes([key] if key < 128 else [key % 128 + 128, key // 128])
+    return head + (bytes([value]) if isinstance(value, int) else bytes([len(value)]) + value)
+
+
+def test_refused_parts_of_a_sentencepiece_model(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    content = train_sentencepiece()
+    trainer, piece = 2, 1
+    nan = field(1, b"zq") + b"\x15" + struct.pack("<f", float("nan"))
+    for added, message in [
+        (field(trainer, field(46, b"</s>")), "other names for BOS and EOS"),
+        (field(trainer, field(47, b"<s>")), "other names for BOS and EOS"),
+        (field(trainer, field(44, 5)), "or cut short"),
+        (field(piece, field(1, b"zq") + field(3, 9)), "unknown kinds of pieces"),
+        (field(piece, nan), "a score that is no number"),
+        (field(piece, field(1, b"")), "an empty piece"),
+        (b"\x08" + b"\xff" * 10**6, "or cut short"),  # a number without an end
+    ]:
+        path.write_bytes(content + added)
+        with pytest.raises(InputError, match=message):
+            Tokenizer(path)
+
+
+def test_unreadable_tokenizer(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(TOY.read_bytes())
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(InputError, match=r"tokenizer.model: not readable \(Permission denied\)"):
+        Tokenizer(tmp_path)
+
+
 def test_broken_sentencepiece_model(tmp_path):
     path = tmp_path / "tokenizer.model"
     content = train_sentencepiece()
@@ -442,6 +482,18 @@ def test_other_tokenizer_json(tmp_path):
             )
         ),
         "ids that are not": lambda file: file["model"]["vocab"].update(zzz=999),
+        "ids that are not 0, 1": lambda file: file["model"]["vocab"].update(ab=float(AB)),
+        "ids are not those of": lambda file: swap_added(file, "<s>", "</s>"),
+        "a model other than": lambda file: file["model"].update(dropout=0.1),
+        "a model other than Llama 2's": lambda file: file["model"].update(end_of_word_suffix="c"),
+        "added tokens that merging makes": lambda file: add_token(file, "ab", AB),
+        "that merging makes": lambda file: file["model"].update(unk_token="ab"),
+        "more than 1000 characters": lambda file: rename(file, "abc", "a" * 1001),
+        "pieces that it does not have": lambda file: rename(file, "bc", "zz"),
+        "an empty piece": lambda file: rename(file, "é", ""),
+        "broken, or": lambda file: rename(file, "é", "\ud800"),
+        "broken, or no": lambda file: file["model"].update(unk_token=[]),
+        "broken, or no tokenizer": lambda file: file["model"]["merges"].append([["a"], ["b"]]),
     }
     for message, change in cases.items():
         file = small_json()
@@ -449,6 +501,79 @@ def test_other_tokenizer_json(tmp_path):
         (tmp_path / "tokenizer.json").write_text(json.dumps(file))
         with pytest.raises(InputError, match=message):
             Tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{ not JSON")
-    with pytest.raises(InputError, match="broken"):
-        Tokenizer(tmp_path)
+    for content in ("{ not JSON", '{"model": ' + "[" * 100_000):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(InputError, match="broken"):
+            Tokenizer(tmp_path)
+
+
+AB = 264  # the id of "ab" in `small_json`
+
+
+def add_token(file: dict, name: str, number: int) -> None:
+    """One more special token."""
+    file["added_tokens"].append({"id": number, "content": name, "special": True})
+
+
+def swap_added(file: dict, one: str, other: str) -> None:
+    """The ids of two added tokens exchanged, there alone."""
+    tokens = {token["content"]: token for token in file["added_tokens"]}
+    tokens[one]["id"], tokens[other]["id"] = tokens[other]["id"], tokens[one]["id"]
+
+
+def rename(file: dict, old: str, new: str) -> None:
+    """A piece under another name, in the vocabulary alone."""
+    file["model"]["vocab"][new] = file["model"]["vocab"].pop(old)
+
+
+def test_tokenizer_json_without_merges(tmp_path):
+    file = small_json()
+    file["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tokenizer = Tokenizer(tmp_path)
+    assert [tokenizer.vocabulary.names[i] for i in tokenizer.encode("ab")] == ["▁", "a", "b"]
+
+
+def swap_bos_and_eos(file: dict) -> None:
+    """BOS and EOS exchanged wherever they are numbered."""
+    vocab = file["model"]["vocab"]
+    vocab["<s>"], vocab["</s>"] = vocab["</s>"], vocab["<s>"]
+    swap_added(file, "<s>", "</s>")
+    file["added_tokens"].reverse()
+    file["post_processor"]["special_tokens"]["<s>"]["ids"] = [vocab["<s>"]]
+
+
+def test_toy_tokenizer_json_with_another_part(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    written = write_tokenizer_json(Tokenizer(TOY).vocabulary)
+    # as tokenizers and transformers write it again
+    file = json.loads(written)
+    file["model"]["merges"] = [merge.split(" ") for merge in file["model"]["merges"]]
+    file["truncation"] = {"max_length": 5}
+    path.write_text(json.dumps(file))
+    assert Tokenizer(path).fingerprint == Tokenizer(TOY).fingerprint
+    parts = {
+        "normalizer": lambda file: file.update(normalizer={"type": "Lowercase"}),
+        "pre_tokenizer": lambda file: file["pre_tokenizer"]["pretokenizers"].pop(0),
+        "post_processor": lambda file: file.update(post_processor=None),
+        "decoder": lambda file: file.update(decoder=None),
+        "post_processor than": swap_bos_and_eos,
+        "added_tokens": lambda file: file["added_tokens"][0].update(normalized=True),
+        "model.dropout": lambda file: file["model"].update(dropout=0.5),
+        "model.unk_token": lambda file: file["model"].update(unk_token="a"),
+        "model.fuse_unk": lambda file: file["model"].update(fuse_unk=True),
+        "model.end_of_word_suffix": lambda file: file["model"].update(end_of_word_suffix="e"),
+        "model.merges": lambda file: file["model"]["merges"].reverse(),
+        "model.merges than": lambda file: file["model"]["merges"].pop(),
+    }
+    for part, change in parts.items():
+        file = json.loads(written)
+        change(file)
+        path.write_text(json.dumps(file))
+        with pytest.raises(InputError, match=f"another {part}"):
+            Tokenizer(path)
+    file = json.loads(written)
+    rename(file, "a", "日")
+    path.write_text(json.dumps(file))
+    with pytest.raises(InputError, match="characters that are no bytes"):
+        Tokenizer(path)

@@ -3,12 +3,16 @@ cannot be loaded.
 """
 
 import json
+import math
 import os
 import pickle
+import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +23,13 @@ from data.chat import encode_prompt
 from data.errors import InputError
 from data.tokenizer import Tokenizer
 from model import ModelArgs, Transformer, generate
+from runtime.checkpoint import check_zip, load_checkpoint, save_checkpoint
 from runtime.weights import (
     export_hf,
     hf_name,
     load_model,
     main,
+    parameter_shapes,
     save_model,
     to_half_split,
     to_interleaved,
@@ -443,6 +449,17 @@ def fails_with_one_line(folder: Path, *parts: str):
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
         ("rope_parameters", {"rope_theta": 10000.0, "rope_type": "yarn"}),
+        # the base of RoPE, which stands in `rope_theta`, once more
+        ("rope_parameters", {"rope_theta": 500000.0, "rope_type": "default"}),
+        ("rope_parameters", {"rope_theta": math.nan}),
+        ("rope_scaling", {"rope_theta": 500000.0, "rope_type": "default"}),
+        ("rope_theta", math.inf),
+        ("rope_theta", 0.5),
+        ("rms_norm_eps", math.nan),
+        ("rms_norm_eps", 5),
+        ("max_position_embeddings", 10**12),
+        ("num_hidden_layers", 10**400),
+        ("hidden_size", [[]]),
         ("num_attention_heads", 7),
         ("num_key_value_heads", 3),
         ("hidden_size", "64"),
@@ -461,13 +478,9 @@ def test_refused_config(tmp_path, field, value):
     if value == 100:
         fails_with_one_line(tmp_path / "hf", "vocab_size is 100, but the tokenizer has")
     else:
-        theirs = {
-            "num_attention_heads": "n_heads",
-            "num_key_value_heads": "n_kv_heads",
-            "hidden_size": "dim",
-        }
-        theirs |= {"num_hidden_layers": "n_layers", "rms_norm_eps": "norm_eps"}
-        fails_with_one_line(tmp_path / "hf", "config.json", theirs.get(field, field))
+        ours = {7: "n_heads", 3: "n_kv_heads"}  # rules that stand in ModelArgs
+        named = ours[value] if value in (7, 3) else field
+        fails_with_one_line(tmp_path / "hf", "config.json", named)
 
 
 def test_refused_params(tmp_path):
@@ -479,15 +492,62 @@ def test_refused_params(tmp_path):
         ({"dim": 60}, "n_heads=8"),
         ({"n_layers": None}, "n_layers is missing"),
         ({"norm_eps": "small"}, "'small'"),
+        ({"norm_eps": math.nan}, "norm_eps is nan; expected a number from 1e-20 to 0.1"),
+        ({"rope_theta": math.inf}, "rope_theta is inf"),
+        ({"ffn_dim_multiplier": 1e300}, "ffn_dim_multiplier is 1e+300"),
+        ({"max_seq_len": 10**9}, "max_seq_len is 1000000000; expected a whole number from 1"),
+        ({"n_layers": 10**400}, "n_layers is 1000"),
+        ({"n\x1b[2J\n": 1}, r"'n\x1b[2J\n'"),
     ]:
         path.write_text(json.dumps(params | change))
         fails_with_one_line(tmp_path, "params.json", message)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"dim": ' + "9" * 5000 + "}", "[" * 100_000):
         path.write_text(text)
         fails_with_one_line(tmp_path, "params.json")
 
 
-def test_config_defaults_are_those_of_transformers(tmp_path):
+def test_deep_json(tmp_path):
+    deep = '{"deep": ' + "[" * 100_000
+    folder = write_hf(tmp_path / "hf", random_model(), "bin", files=2)
+    for name in ("tokenizer.json", "pytorch_model.bin.index.json", "config.json"):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(deep)
+        fails_with_one_line(folder, name)
+        (folder / name).write_text(whole)
+    load_model(folder)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameter_shapes(shape):
+    args = SHAPES[shape]
+    shapes = {
+        name: tuple(weight.shape)
+        for name, weight in Transformer(args).named_parameters(remove_duplicate=False)
+    }
+    assert [*parameter_shapes(args)] == [*shapes.items()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layers": 10**6},
+        {"n_layers": 1},
+        {"dim": 2**21},
+        {"vocab_size": 2**21},
+        {"multiple_of": 2**21},
+        {"n_heads": 2, "head_dim": 2**21},
+    ],
+)
+def test_sizes_are_compared_before_anything_is_allocated(tmp_path, monkeypatch, change):
+    save_model(tmp_path, random_model(), TOY)
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr("runtime.weights.Transformer", lambda args: 1 / 0)
+    fails_with_one_line(tmp_path, "consolidated.00.pth")
+
+
+@pytest.mark.parametrize("how", ["missing", "null"])
+def test_config_defaults_are_those_of_transformers(tmp_path, how):
     export_hf(tmp_path / "hf", random_model(), TOY)
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
@@ -498,7 +558,9 @@ def test_config_defaults_are_those_of_transformers(tmp_path):
         "tie_word_embeddings",
         "num_key_value_heads",
     ):
-        del config[name]
+        config[name] = None
+        if how == "missing":
+            del config[name]
     path.write_text(json.dumps(config))
     args = load_model(tmp_path / "hf")[0].args
     assert (args.norm_eps, args.max_seq_len, args.rope_theta, args.kv_heads) == (
@@ -511,6 +573,7 @@ def test_config_defaults_are_those_of_transformers(tmp_path):
 
 def test_no_model_there(tmp_path):
     fails_with_one_line(tmp_path / "nowhere", "nowhere: no model there")
+    fails_with_one_line(tmp_path / ("n" * 5000), "no model there")
     fails_with_one_line(tmp_path, "no model there")
     # the parent, where Meta's download has the tokenizer, holds none either
     folder = tmp_path / "parent" / "model"
@@ -552,7 +615,117 @@ def test_broken_tensor(tmp_path, state, kind, change):
     file = folder / ("pytorch_model.bin" if kind == "bin" else "model.safetensors")
     state = {hf_name(name): weight.contiguous() for name, weight in state.items()}
     torch.save(state, file) if kind == "bin" else save_file(state, file)
-    fails_with_one_line(folder, hf_name(WQ) if "key" in change else WQ, message)
+    in_file = change not in ("NaN", "infinite")  # what is no number is found later, in the model
+    fails_with_one_line(folder, hf_name(WQ) if in_file else WQ, message)
+
+
+NO_WEIGHTS = {
+    "sparse": (lambda weight: weight.to_sparse(), "sparse"),
+    "nested": (lambda weight: torch.nested.nested_tensor([weight, weight]), "nested"),
+    "meta": (lambda weight: weight.to("meta"), "without its numbers"),
+    "complex": (lambda weight: weight.to(torch.complex64), "complex"),
+    "expanded": (lambda weight: weight[:1].clone().expand(64, 64), "expanded view"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensor_that_is_no_weight(tmp_path, state):
+    save_model(tmp_path, random_model(), TOY)
+    for alter, message in NO_WEIGHTS.values():
+        torch.save(state | {WQ: alter(state[WQ])}, tmp_path / "consolidated.00.pth")
+        fails_with_one_line(tmp_path, "consolidated.00.pth", WQ, message)
+
+
+def test_weights_that_require_grad_or_stand_in_another_order(tmp_path, state):
+    save_model(tmp_path, random_model(), TOY)
+    state[WQ] = state[WQ].T.contiguous().T
+    for stored in (state, {name: torch.nn.Parameter(w) for name, w in state.items()}):
+        torch.save(stored, tmp_path / "consolidated.00.pth")
+        assert_same_weights(load_model(tmp_path)[0], random_model())
+
+
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "pytorch_model.bin"])
+def test_flipped_bits(tmp_path, name):
+    model = random_model(replace(MHA, dim=16))
+    folder = tmp_path / "model"
+    write_meta(folder, model, 1) if name.startswith("cons") else write_hf(folder, model, "bin")
+    path = folder / name
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(30):
+        broken = bytearray(whole)
+        broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        path.write_bytes(broken)
+        try:
+            assert_same_weights(load_model(folder)[0], model)  # a bit of padding
+        except InputError as problem:
+            assert name in str(problem)
+            refused += 1
+    assert refused > 20
+
+
+def rewrite_zip(path: Path, deflated: bool, twice: bool):
+    """The same records once more, compressed, or with the last one there twice."""
+    with zipfile.ZipFile(path) as file:
+        records = {record.filename: file.read(record) for record in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if deflated else 0) as file:
+        for name, content in records.items():
+            file.writestr(name, content)
+        if twice:
+            file.writestr(name, content)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_check_zip(tmp_path):
+    path = tmp_path / "consolidated.00.pth"
+    for change in ((True, False), (False, True)):
+        save_model(tmp_path, random_model(), TOY)
+        check_zip(path)
+        rewrite_zip(path, *change)
+        with pytest.raises(zipfile.BadZipFile):
+            check_zip(path)
+        fails_with_one_line(tmp_path, "consolidated.00.pth")
+
+
+def test_checkpoint_that_is_none_of_ours(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    weight = torch.ones(3)
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    for state, message in [
+        ([weight], "state is a list, not a dict"),
+        ({"w": {"head": weight.to_sparse()}}, r"state['w']['head'] is a tensor that is sparse"),
+        ({"w": weight.to("meta")}, "meta"),
+        ({"w": weight.requires_grad_()}, "requires grad"),
+        ({"w": [1, {2}]}, r"state['w'][1] is a set"),
+        ({"w": deep}, "nested too deeply"),
+    ]:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(100_000)
+        torch.save(state, path)
+        sys.setrecursionlimit(limit)
+        with pytest.raises(InputError, match=re.escape(message)):
+            load_checkpoint(path)
+    with pytest.raises(TypeError, match="requires grad"):
+        save_checkpoint(path, {"w": weight})
+    save_checkpoint(path, {"w": torch.full((100,), math.pi)})
+    broken = bytearray(path.read_bytes())
+    broken[broken.index(struct.pack("<f", math.pi))] ^= 1
+    path.write_bytes(broken)
+    with pytest.raises(InputError, match="checkpoint.pth is not a readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_tied_matrix_that_is_another(tmp_path):
+    model = random_model(SHAPES["tied"])
+    for folder in (write_meta(tmp_path / "m", model, 2), write_hf(tmp_path / "h", model, "bin")):
+        path = sorted([*folder.glob("*.pth"), *folder.glob("*.bin")])[-1]
+        name = "output.weight" if path.suffix == ".pth" else "lm_head.weight"
+        state = torch.load(path)
+        torch.save(state | {name: state.get(name, torch.zeros(VOCAB, 64)) + 1}, path)
+        fails_with_one_line(folder, "tie_word_embeddings is True")
 
 
 def test_unknown_key(tmp_path, state):
@@ -561,12 +734,12 @@ def test_unknown_key(tmp_path, state):
         state | {"layers.1.attention.wq.bias": torch.zeros(64)}, tmp_path / "consolidated.00.pth"
     )
     fails_with_one_line(
-        tmp_path, "consolidated.00.pth", "layers.1.attention.wq.bias is not a parameter"
+        tmp_path, "consolidated.00.pth", "'layers.1.attention.wq.bias' is not a parameter"
     )
     torch.save(state | {"lm_head.weight": state["output.weight"]}, tmp_path / "consolidated.00.pth")
-    fails_with_one_line(tmp_path, "lm_head.weight is not a parameter")
+    fails_with_one_line(tmp_path, "'lm_head.weight' is not a parameter")
     torch.save(state | {"step": 5}, tmp_path / "consolidated.00.pth")
-    fails_with_one_line(tmp_path, "consolidated.00.pth", "step is not the name of a tensor")
+    fails_with_one_line(tmp_path, "consolidated.00.pth", "'step' is not the name of a tensor")
     torch.save([1, 2], tmp_path / "consolidated.00.pth")
     fails_with_one_line(tmp_path, "consolidated.00.pth", "found a list")
 
@@ -585,12 +758,36 @@ def test_missing_shard(tmp_path):
     fails_with_one_line(folder, "consolidated.00.pth: this shard is missing")
 
 
+def test_files_that_are_no_shards(tmp_path):
+    folder = write_meta(tmp_path / "meta", random_model(), 2)
+    for name in ("consolidated.1.pth", "consolidated.001.pth", "consolidated.00.copy.pth"):
+        shutil.copy(folder / "consolidated.01.pth", folder / name)
+        fails_with_one_line(folder, name, "not called as a shard is")
+        (folder / name).unlink()
+    shard = folder / "consolidated.01.pth"
+    shard.unlink()
+    pipe = getattr(os, "mkfifo", Path.mkdir)  # nobody writes to it: whoever opens it waits
+    for make in (Path.mkdir, pipe):
+        make(shard)
+        fails_with_one_line(folder, "consolidated.01.pth", "not a file")
+        shard.rmdir() if shard.is_dir() else shard.unlink()
+
+
 def test_shards_that_differ(tmp_path):
     folder = write_meta(tmp_path / "meta", random_model(), 2)
     path = folder / "consolidated.01.pth"
     state = torch.load(path)
     torch.save({name: weight for name, weight in state.items() if name != WQ}, path)
     fails_with_one_line(folder, f"{WQ} is missing in consolidated.01.pth")
+    torch.save({name: weight.half() for name, weight in state.items()}, path)
+    fails_with_one_line(folder, "has another dtype than in consolidated.01.pth")
+    norm = "layers.1.ffn_norm.weight"
+    torch.save(state | {norm: state[norm] * 1.001}, path)
+    load_model(folder)  # rounding differs among the processes that wrote them
+    torch.save(state | {norm: state[norm] + 0.1}, path)
+    fails_with_one_line(folder, norm, "differs from that in consolidated.01.pth")
+    shutil.copy(folder / "consolidated.00.pth", path)
+    fails_with_one_line(folder, "tok_embeddings.weight is the same as in consolidated.01.pth")
 
 
 @pytest.mark.parametrize("kind", ["meta", "bin", "safetensors"])

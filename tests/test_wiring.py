@@ -921,9 +921,9 @@ class Policies:
         answers = [an_answer(i, 0, "Yes.") for i in range(len(prompts))]
         return SimpleNamespace(answers=answers, scores=torch.zeros(len(prompts)))
 
-    def held_out(self, policy, reference, reward_models, prompts, settings):
+    def held_out(self, policy, reference, reward_models, prompts, settings, start):
         self.looks.append(prompts)
-        return {"reward": 0.0, "spread": 1.0, "kl": 0.5, "length": 3.0}
+        return {"reward": 0.0, "scored": 0.0, "spread": 1.0, "kl": 0.5, "length": 3.0}
 
     def step(self, policy, critic, optimizers, batch, picked, settings, dtype):
         self.steps.append((settings, dtype))

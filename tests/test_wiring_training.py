@@ -311,7 +311,7 @@ class Wires:
         critic.head.bias.data += 1
         return {"value_loss": 0.0, "policy_loss": 0.0}
 
-    def held_out(self, policy, reference, reward_models, prompts, settings):
+    def held_out(self, policy, reference, reward_models, prompts, settings, start):
         self.looks.append((policy, reference, reference.norm.weight.clone()))
         reward = policy.norm.weight[0].item()  # each step makes it better
         return {"reward": reward, "spread": 1.0, "kl": 0.5, "length": 3.0}

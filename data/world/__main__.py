@@ -85,5 +85,6 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as SIGPIPE would
     except InputError as mistake:
         sys.exit(f"error: {mistake}")

@@ -36,7 +36,7 @@ def train_tokenizer(path: Path = TOKENIZER, vocab_size: int = VOCAB_SIZE) -> Non
     lines = []
     for rank, token in enumerate(tokens):
         lines.append(f"{base64.b64encode(token).decode()} {rank}\n")
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def count_pieces() -> Counter:

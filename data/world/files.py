@@ -86,7 +86,7 @@ def write_made_by(folder: Path) -> None:
 def read_made_by(folder: Path) -> dict:
     """{"code": fingerprint, "files": {name: hash}}; empty ones where nothing readable is noted."""
     try:
-        made_by = json.loads((folder / "made_by.json").read_text())
+        made_by = json.loads((folder / "made_by.json").read_text("utf-8"))
         return {"code": made_by["code"], "files": made_by["files"]}
     except (OSError, ValueError, LookupError, TypeError):
         return {"code": "", "files": {}}
@@ -106,7 +106,7 @@ def world_hash() -> str:
     """
     rules = annotator.RULES.split()  # words alone: the layout of a rule is no rule
     judge = [rules, annotator.NOISE, annotator.RATING_CUTS, annotator.TIE]
-    world = json.dumps([HASHES.read_text(), judge])
+    world = json.dumps([HASHES.read_text("utf-8"), judge])
     return hashlib.sha256(world.encode()).hexdigest()[:16]
 
 
@@ -117,7 +117,7 @@ def ensure(folder: Path = FOLDER) -> Path:
         InputError: a file is not the published one, so published numbers would not mean this world.
             Says whether the file or the world was changed, and the way out.
     """
-    published = json.loads(HASHES.read_text())
+    published = json.loads(HASHES.read_text("utf-8"))
     is_complete = published.keys() <= hashes(folder).keys()
     if not is_complete or read_made_by(folder)["code"] != FINGERPRINT:
         make(folder)
@@ -142,4 +142,5 @@ def ensure(folder: Path = FOLDER) -> Path:
 def write_hashes(folder: Path) -> None:
     """Make the files and accept them as the published ones."""
     make(folder)
-    HASHES.write_text(json.dumps(hashes(folder), indent=1) + "\n")
+    text = json.dumps(hashes(folder), indent=1) + "\n"
+    HASHES.write_text(text, encoding="utf-8", newline="\n")

@@ -47,7 +47,7 @@ def side_by_side(jobs: dict[str, Commands], log_folder: Path, at_once: int) -> N
 
 def _start(command: list[str], log: Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         return subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output
         )

@@ -101,8 +101,11 @@ def load(file: Path, mark: dict) -> dict | None:
     """
     if not file.exists():
         return None
-    content = json.loads(file.read_text())
     way_out = f"delete {file.name} to make it again, or run with what it was made with"
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        raise InputError(f"{file}: not JSON; {way_out}") from None
     if not isinstance(content, dict) or set(content) != {"mark", "result"}:
         raise InputError(f"{file}: a result without its mark; {way_out}")
     for part, wanted in mark.items():
@@ -121,7 +124,7 @@ def published(name: str) -> dict:
     file = RESULTS / f"{name}.json"
     if not file.exists():
         raise InputError(f"{file} is missing")
-    return json.loads(file.read_text())["result"]
+    return json.loads(file.read_text("utf-8"))["result"]
 
 
 # ---- seed by seed ----
@@ -178,7 +181,7 @@ def finish(
         folder = Path(settings.out) / "results"
     file = folder / f"{name}.json"
     save(file, result, mark_of(settings))
-    result = json.loads(file.read_text())["result"]  # as everybody else reads it
+    result = json.loads(file.read_text("utf-8"))["result"]  # as everybody else reads it
     if draw:
         draw(result, file.with_suffix(".png"))
     report.print_tables([section(result)])

@@ -553,4 +553,18 @@ BUGS = [
         "low=0.0",
         "test_eval::test_pair_calibration",
     ),
+    Bug(
+        "a dialog beyond the context",
+        "eval:_Dialogs._check_room",
+        "if end + len(ids) >= context:",
+        "if False:",
+        "test_gatt::test_adherence_of_a_short_context",
+    ),
+    Bug(
+        "a temperature below .01",
+        "eval:Settings.__post_init__",
+        "check_between(self, 0.01, 100,",
+        "check_between(self, -100, 1e20,",
+        "test_bad_input::test_missing_inputs_and_odd_settings",
+    ),
 ]

@@ -187,4 +187,32 @@ BUGS = [
         "answer.reward",
         "test_play::test_candidates",
     ),
+    Bug(
+        "an empty collection stops the next round",
+        "rejection_sampling:_draw_earlier_pairs",
+        " and file.stat().st_size > 0",
+        "",
+        "test_rejection_sampling::test_refresh_reward_models",
+    ),
+    Bug(
+        "answers to other prompts join the pool",
+        "rejection_sampling:_pool_of_all_rounds",
+        "!= set(range(len(pool.prompts)))",
+        "> set(range(len(pool.prompts)))",
+        "test_rejection_sampling::test_a_pool_of_fewer_prompts_is_refused",
+    ),
+    Bug(
+        "rounds without an end",
+        "rejection_sampling:_wanted_versions",
+        "(-([0-9]{1,2}))?",
+        "(-([0-9]{1,2})?)?",
+        "test_rejection_sampling::test_rounds_that_are_none",
+    ),
+    Bug(
+        "too long prompts of a round are kept",
+        "rejection_sampling:_begin_round",
+        "pair_prompts = leave_out_too_long(tokenizer, pair_prompts, context)",
+        "pass",
+        "test_rejection_sampling::test_what_is_too_long_is_told_or_left_out",
+    ),
 ]

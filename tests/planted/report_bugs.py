@@ -27,7 +27,7 @@ BUGS = [
     Bug(
         "answers not escaped",
         "report.page:_shown",
-        "<p>{html.escape(answer.text)}</p>",
+        "<p>{_escaped(answer.text)}</p>",
         "<p>{answer.text}</p>",
         "test_report::test_page_escapes",
     ),

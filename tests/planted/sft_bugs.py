@@ -95,4 +95,41 @@ BUGS = [
         "if False:",
         "test_sft::test_finetune_refuses_to_diverge",
     ),
+    Bug(
+        "loss over all positions, then masked",
+        "sft:sft_loss",
+        'return F.cross_entropy(picked, targets[trained], reduction="sum"), count',
+        "losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.clamp(0,"
+        ' 2).flatten(), reduction="none"); return (losses * trained.flatten()).sum(), count',
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "ids of padding are looked up",
+        "sft:sft_loss",
+        'return F.cross_entropy(picked, targets[trained], reduction="sum"), count',
+        "losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(),"
+        ' reduction="none"); return losses[trained.flatten()].sum(), count',
+        "test_sft::test_sft_loss",
+    ),
+    Bug(
+        "too long dialogs are kept",
+        "sft:encode_dialogs",
+        "if length <= max_seq_len:",
+        'if length <= max_seq_len or too_long == "skip":',
+        "test_sft::test_encode_dialogs_leaves_out_what_is_too_long",
+    ),
+    Bug(
+        "all dialogs are left out without an error",
+        "sft:encode_dialogs",
+        "if not encoded:",
+        "if False:",
+        "test_sft::test_encode_dialogs_leaves_out_what_is_too_long",
+    ),
+    Bug(
+        "a safety share that leaves nothing",
+        "sft:_keep_safety_share",
+        "if not kept:",
+        "if False:",
+        "test_sft::test_safety_rows_can_be_taken_out_by_share",
+    ),
 ]

@@ -190,15 +190,15 @@ BUGS = [
     Bug(
         "drawn from bfloat16 probabilities",
         "model:generate",
-        "logits = model.output(hidden).float()",
-        "logits = model.output(hidden)",
+        "logits = model.output(last).float()[owner]",
+        "logits = model.output(last)[owner]",
         TEST + "generate_draws_in_float32",
     ),
     Bug(
         "logits rounded to bfloat16",
-        "model:generate",
-        "model.output(hidden).float()",
-        "model.output(hidden).bfloat16().float()",
+        "model:Transformer.decode",
+        "self.output(features[:, 0]).float()",
+        "self.output(features[:, 0]).bfloat16().float()",
         "test_sampling::test_sample_answers_logprob_is_the_models_own",
     ),
     Bug(
@@ -591,7 +591,7 @@ BUGS = [
     Bug(
         "config.json: nested θ ignored",
         "runtime.weights:read_config",
-        "rope |= given",
+        'thetas[f"{name}.rope_theta"] = given["rope_theta"]',
         "pass",
         TEST + "rope_theta_of_every_transformers",
     ),

@@ -834,8 +834,8 @@ BUGS = [
     Bug(
         "reward: held-out pairs on training prompts",
         "reward:_collect",
-        "pick_prompts(read_prompts(dev_file),",
-        "pick_prompts(all_prompts,",
+        "pick_prompts(dev_prompts,",
+        "pick_prompts(train_prompts,",
         TEST + "reward_collects",
     ),
     Bug(
