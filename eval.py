@@ -49,6 +49,7 @@ from runtime import (
     check_between,
     check_positive,
     choose_device,
+    hold,
     is_finished,
     kept_rows,
     load_model,
@@ -1224,6 +1225,7 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(settings.device)
     file, prompts = find_prompts(settings)
     names = find_models(settings.out)
+    hold(settings.out / "eval")  # two at once would write the same answers twice
     newest = [name for name in names if name in VERSIONS][-1]
     judges = load_judges(settings.out, prompts, settings.judge, device)
 

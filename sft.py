@@ -119,14 +119,18 @@ PRESETS = {
 }
 
 
-def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor, int]:
+def sft_loss(
+    features: Tensor, output: nn.Module, tokens: Tensor, loss_mask: Tensor
+) -> tuple[Tensor, int]:
     """Summed cross-entropy of the next token, over the tokens of answers only (paper §3.1).
 
-    Where nothing is trained on, as in padding, logits and ids may be anything (NaN, an id outside
+    Only where a token is trained on are logits made of features: the output matrix is the dearest
+    of a small model. Elsewhere, as in padding, features and ids may be anything (NaN, an id outside
     of the vocabulary): they change neither the sum nor the gradient.
 
     Args:
-        logits: (batch, seq, vocab), float; position t predicts token t + 1.
+        features: (batch, seq, dim), float; those of position t predict token t + 1.
+        output: makes logits (..., vocab) of features (..., dim), such as a model's output matrix.
         tokens: (batch, seq) ids.
         loss_mask: (batch, seq) bool, true on the tokens that are trained on (answers, EOS
             included). The first token of a row has no prediction: it never counts.
@@ -140,7 +144,7 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
 
     >>> logits = torch.zeros(1, 3, 4)  # equal logits: log 4 = 1.386 nats a token
     >>> tokens, loss_mask = torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]])
-    >>> loss, count = sft_loss(logits, tokens, loss_mask)
+    >>> loss, count = sft_loss(logits, nn.Identity(), tokens, loss_mask)  # features that are logits
     >>> round(loss.item(), 3), count
     (2.773, 2)
     """
@@ -149,8 +153,9 @@ def sft_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor,
     count = int(trained.sum())
     if count == 0:
         raise InputError("no token of the batch is trained on: its answers are all masked or empty")
-    picked = logits[:, :-1][trained].float()  # (count, vocab): prompts and padding drop out here
-    return F.cross_entropy(picked, targets[trained], reduction="sum"), count
+    picked = features[:, :-1][trained]  # (count, dim): prompts and padding drop out here
+    logits = output(picked).float()  # (count, vocab)
+    return F.cross_entropy(logits, targets[trained], reduction="sum"), count
 
 
 # ------------------------------------------------------------------------------------------------
@@ -372,7 +377,7 @@ def answer_loss(model: Transformer, dialogs: list[EncodedDialog]) -> tuple[Tenso
     device = model.tok_embeddings.weight.device
     tokens = pad([dialog.ids for dialog in dialogs]).to(device)  # (batch, seq)
     loss_mask = pad([dialog.loss_mask for dialog in dialogs], False).to(device)  # (batch, seq)
-    return sft_loss(model(tokens), tokens, loss_mask)
+    return sft_loss(model.features(tokens), model.output, tokens, loss_mask)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from runtime.checkpoint import (
     resume_rows,
     save_checkpoint,
 )
-from runtime.machine import choose_device, choose_dtype, set_seed, set_threads
+from runtime.machine import choose_device, choose_dtype, hold, set_seed, set_threads
 from runtime.metrics import Metrics
 from runtime.sampling import (
     as_answer,
@@ -61,6 +61,7 @@ __all__ = [
     "export_hf",
     "fingerprint",
     "finish_stage",
+    "hold",
     "in_batches",
     "is_finished",
     "kept_rows",

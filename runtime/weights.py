@@ -35,7 +35,7 @@ from data.errors import InputError
 from data.tokenizer import Tokenizer
 from data.tokenizer_json import write_tokenizer_json
 from model import ModelArgs, Transformer
-from runtime.checkpoint import atomic_write, check_zip
+from runtime.checkpoint import atomic_write, check_zip, naming
 
 # Model parallelism cuts each matrix along one dimension (Meta's ColumnParallelLinear 0,
 # RowParallelLinear and ParallelEmbedding 1); norms are in every shard as they are.
@@ -591,7 +591,8 @@ def export_hf(
             ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
         )
         write_json(new / "tokenizer_config.json", tokenizer_config)
-        (new / "tokenizer.json").write_text(write_tokenizer_json(vocabulary), "utf-8")
+        with naming(new / "tokenizer.json"):
+            (new / "tokenizer.json").write_text(write_tokenizer_json(vocabulary), "utf-8")
         # SentencePiece's, which llama.cpp reads
         if vocabulary.names and tokenizer.file_name == "tokenizer.model":
             tokenizer.save(new)
@@ -600,7 +601,8 @@ def export_hf(
 
 def write_json(path: Path, content: dict) -> None:
     """A JSON file, one field per line."""
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    with naming(path):
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def write_safetensors(folder: Path, model: Transformer, max_file_bytes: int) -> None:

@@ -2,11 +2,12 @@
 -m tests.fuzz` runs it all.
 """
 
+import gzip
 from random import Random
 
 import pytest
 
-from tests.fuzz import stages, traps
+from tests.fuzz import readers, stages, traps
 from tests.fuzz.__main__ import main
 from tests.fuzz.judge import FAILURES, OUTCOMES, contents, judge
 from tests.fuzz.workers import Area
@@ -45,6 +46,16 @@ def test_a_case_follows_from_its_number(name, tmp_path):
         made.append((area.make(7).about, contents(area.folder)))
     assert made[0] == made[1]
     assert area.make(8).about != made[0][0]
+
+
+@pytest.mark.parametrize("name, rows, read", readers.READERS)
+def test_valid_files_are_accepted(name, rows, read, tmp_path):
+    """Or the fuzzing would only see refusals."""
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "case").mkdir()
+    valid = readers.prepare(tmp_path / "valid")
+    content = gzip.compress(valid[name]) if name.endswith(".gz") else valid[name]
+    read(readers.put(valid, tmp_path / "case", name, content))
 
 
 @pytest.mark.parametrize("name", SAMPLE)

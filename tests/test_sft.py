@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import sft
 from data import Dialog, InputError, encode_dialog, encode_prompt
@@ -50,16 +51,17 @@ def test_sft_loss():
         [-50.0, 50.0, 50.0]
     )
     tokens, mask = torch.tensor([[0, 2, 1, 2]]), torch.tensor([[False, False, True, True]])
-    loss, count = sft_loss(logits, tokens, mask)
+    loss, count = sft_loss(logits, nn.Identity(), tokens, mask)
     assert count == 2 and loss.item() == pytest.approx(math.log(2) + math.log(4 / 3))
-    loss, count = sft_loss(logits, tokens, torch.tensor([[False, False, False, True]]))
+    last = torch.tensor([[False, False, False, True]])
+    loss, count = sft_loss(logits, nn.Identity(), tokens, last)
     assert count == 1 and loss.item() == pytest.approx(math.log(4 / 3))
     # what is not trained on may be anything, and takes part in nothing
     logits[0, 0], logits[0, 2:] = math.nan, math.inf
     logits.requires_grad_()
     tokens, mask = torch.tensor([[-7, 2, 99, 10**9]]), torch.tensor([[True, False, True, False]])
     tokens[0, 2] = 1
-    loss, count = sft_loss(logits, tokens, mask)
+    loss, count = sft_loss(logits, nn.Identity(), tokens, mask)
     loss.backward()
     assert count == 1 and loss.item() == pytest.approx(math.log(2))
     assert logits.grad.flatten(1).tolist() == [
@@ -71,7 +73,7 @@ def test_sft_loss_equals_the_slow_one():
     torch.manual_seed(0)
     logits, tokens = torch.randn(3, 7, 5), torch.randint(5, (3, 7))
     mask = torch.rand(3, 7) < 0.5
-    loss, count = sft_loss(logits, tokens, mask)
+    loss, count = sft_loss(logits, nn.Identity(), tokens, mask)
     expected, number = reference.sft(logits.tolist(), tokens.tolist(), mask.tolist())
     assert count == number == int(mask[:, 1:].sum()) and loss.item() == pytest.approx(
         expected, rel=1e-5
@@ -81,7 +83,7 @@ def test_sft_loss_equals_the_slow_one():
 def test_sft_loss_gradient_reaches_only_predictions_of_answers():
     logits = torch.randn(2, 5, 4, requires_grad=True)
     mask = torch.tensor([[False, False, True, True, False], [False, True, False, False, False]])
-    sft_loss(logits, torch.randint(4, (2, 5)), mask)[0].backward()
+    sft_loss(logits, nn.Identity(), torch.randint(4, (2, 5)), mask)[0].backward()
     assert (logits.grad.abs().sum(-1) > 0).tolist() == [
         [False, True, True, False, False],
         [True, False, False, False, False],
@@ -95,15 +97,17 @@ def test_sft_loss_of_nothing():
         torch.tensor([[True, False, False, False]] * 2),
     ):
         with pytest.raises(InputError):
-            sft_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.long), mask)
+            sft_loss(
+                torch.zeros(2, 4, 3), nn.Identity(), torch.zeros(2, 4, dtype=torch.long), mask
+            )
 
 
 def test_sft_loss_in_bfloat16_is_summed_in_float32():
     logits = torch.randn(1, 2000, 8).bfloat16()
     tokens, mask = torch.randint(8, (1, 2000)), torch.ones(1, 2000, dtype=torch.bool)
-    loss, _ = sft_loss(logits, tokens, mask)
+    loss, _ = sft_loss(logits, nn.Identity(), tokens, mask)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(
-        sft_loss(logits.double(), tokens, mask)[0].item(), rel=1e-4
+        sft_loss(logits.double(), nn.Identity(), tokens, mask)[0].item(), rel=1e-4
     )
 
 

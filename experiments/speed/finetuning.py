@@ -30,7 +30,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     small = settings.small.with_words()
     small = replace(small, args=replace(small.args, max_seq_len=2048))
     toy = Size("toy", PRESETS["tiny" if settings.tiny else "toy"]).with_words()
-    works = [(toy, 350, 800), (small, 2048, 1600)]  # size, tokens a step, dialogs
+    works = [(toy, 350, 400), (small, 2048, 600)]  # size, tokens a step, dialogs
     if settings.tiny:
         works = [(toy, 60, 6)]
     for size, batch_tokens, count in works:

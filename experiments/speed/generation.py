@@ -37,7 +37,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             yield case(size, torch.float32, prompts=many, length=32, new=new, top_p=top_p)
         if size.name != "S":
             # fewer tokens: where the processor does not know bfloat16, it is slow
-            fewer = settings.few(24)
+            fewer = settings.few(16)
             yield case(size, torch.bfloat16, prompts=many, length=32, new=fewer, top_p=0.9)
     length = settings.few(256)
     yield case(settings.small, torch.float32, prompts=1, answers=many, length=length, new=new)
@@ -76,6 +76,9 @@ def case(
         def theirs() -> Time:
             return time_whole(lambda: sample_theirs(their_model, ids, answers, new, top_p))
 
+    most_repeats = 5
+    if size.name == "M" and prompts > 1:
+        most_repeats = 3 if dtype == torch.float32 else 2
     # one prompt is read once for all of its answers
     operations = flops(size.args, [length + new - 1] * prompts * answers, prompts * answers * new)
     operations -= flops(size.args, [length] * prompts * (answers - 1), 0)
@@ -92,7 +95,7 @@ def case(
         flops=operations,
         bytes_read=new * weight_bytes(size.args, dtype) if prompts * answers == 1 else 0.0,
         dtype=dtype,
-        most_repeats=3 if size.name == "M" and prompts > 1 else 5,
+        most_repeats=most_repeats,
     )
 
 

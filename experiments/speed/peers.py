@@ -6,6 +6,7 @@ A peer that is not installed is skipped, and the table says so.
 """
 
 import logging
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def quieten() -> None:
 
         datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def config(model: Transformer, **changes):

@@ -32,7 +32,7 @@ KIND = "PPO iteration"
 def cases(settings: Settings) -> Iterator[Case]:
     size = settings.small.with_words()
     batch = settings.few(64)
-    yield case(size, batch, new=settings.few(64), iterations=settings.few(4))
+    yield case(size, batch, new=settings.few(64), iterations=settings.few(3))
 
 
 def case(size: Size, batch: int, new: int, iterations: int) -> Case:
@@ -54,6 +54,7 @@ def case(size: Size, batch: int, new: int, iterations: int) -> Case:
         peer="TRL PPOTrainer",
         skipped=skipped,
         target=1.7,
+        most_repeats=4,
         flops=iterations * operations(size, [len(ids) + new for ids in encoded], new),
     )
 

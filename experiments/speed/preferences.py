@@ -28,13 +28,13 @@ def cases(settings: Settings) -> Iterator[Case]:
     tokenizer = Tokenizer(world.TOKENIZER)
     size = settings.small.with_words()
     per_step = settings.few(16)
-    steps = settings.few(9)
+    steps = settings.few(8)
 
     pairs = equal_pairs(tokenizer, per_step * steps, 128)
     name = f"{size.name}, equal tensors"
     yield case(size, tokenizer, pairs, per_step, name, target=1.3)
 
-    pairs = world.written_pairs("train", per_step * settings.few(40))
+    pairs = world.written_pairs("train", per_step * settings.few(24))
     name = f"{size.name}, ragged pairs, end to end"
     yield case(size, tokenizer, pairs, per_step, name, target=1.5)
 

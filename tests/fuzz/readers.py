@@ -220,6 +220,14 @@ def prepare(folder: Path) -> dict[str, bytes]:
     return valid
 
 
+def put(valid: dict[str, bytes], folder: Path, name: str, content: bytes) -> Path:
+    """The file, beside others that its reader may want."""
+    for beside in ("dialogs.jsonl", "c.jsonl", "to_annotate-safety.jsonl"):
+        (folder / beside).write_bytes(valid[beside])
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
 def make(valid: dict[str, bytes], rng: Random, folder: Path) -> Case:
     name, _, read = rng.choice(READERS)
     about, content = mutate_jsonl(rng, valid[name])
@@ -229,8 +237,5 @@ def make(valid: dict[str, bytes], rng: Random, folder: Path) -> Case:
             about, content = mutate_bytes(rng, content)
         elif rng.random() < 0.05:
             about, content = "endless", ENDLESS
-    path = folder / name
-    for beside in ("dialogs.jsonl", "c.jsonl", "to_annotate-safety.jsonl"):
-        (folder / beside).write_bytes(valid[beside])
-    path.write_bytes(content)
+    path = put(valid, folder, name, content)
     return Case(f"{read.__name__} {name}: {about}", partial(run, partial(read, path)), folder, name)

@@ -150,8 +150,13 @@ def go_on(stage: str, out: Path, folder: Path) -> None:
         result = weights(out / name)
         if result.keys() != expected.keys():
             raise OtherResult(f"other files in {name}")
-        for key, tensor in expected.items():
-            if isinstance(tensor, torch.Tensor) and not torch.equal(result[key], tensor):
+        for key, value in expected.items():
+            found = result[key]
+            if isinstance(value, torch.Tensor) and isinstance(found, torch.Tensor):
+                is_same = torch.equal(value, found)
+            else:
+                is_same = value == found
+            if not is_same:
                 raise OtherResult(f"other weights in {name}")
 
 

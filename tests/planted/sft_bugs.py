@@ -20,8 +20,8 @@ BUGS = [
     Bug(
         "no shift",
         "sft:sft_loss",
-        "logits[:, :-1][trained]",
-        "logits[:, 1:][trained]",
+        "features[:, :-1][trained]",
+        "features[:, 1:][trained]",
         "test_sft::test_sft_loss",
     ),
     Bug(
@@ -98,17 +98,17 @@ BUGS = [
     Bug(
         "loss over all positions, then masked",
         "sft:sft_loss",
-        'return F.cross_entropy(picked, targets[trained], reduction="sum"), count',
-        "losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.clamp(0,"
+        'return F.cross_entropy(logits, targets[trained], reduction="sum"), count',
+        "losses = F.cross_entropy(output(features[:, :-1]).flatten(0, 1).float(), targets.clamp(0,"
         ' 2).flatten(), reduction="none"); return (losses * trained.flatten()).sum(), count',
         "test_sft::test_sft_loss",
     ),
     Bug(
         "ids of padding are looked up",
         "sft:sft_loss",
-        'return F.cross_entropy(picked, targets[trained], reduction="sum"), count',
-        "losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(),"
-        ' reduction="none"); return losses[trained.flatten()].sum(), count',
+        'return F.cross_entropy(logits, targets[trained], reduction="sum"), count',
+        "losses = F.cross_entropy(output(features[:, :-1]).flatten(0, 1).float(), "
+        'targets.flatten(), reduction="none"); return losses[trained.flatten()].sum(), count',
         "test_sft::test_sft_loss",
     ),
     Bug(
