@@ -863,7 +863,7 @@ def test_mix_and_constrained_prompts(tmp_path, monkeypatch):
     long = write_lines(tmp_path / "long.jsonl", [too_long])
     with pytest.raises(InputError, match=r"long.jsonl, line 1: the dialog has \d+ tokens"):
         run_rounds(tmp_path, 1, "--fresh", "--mix", long, *choices)
-    assert not (tmp_path / "rlhf-v1" / "samples.jsonl").exists(), "told before anything was sampled"
+    assert read_sft(tmp_path / "rlhf-v1" / "best.jsonl") == best, "told before --fresh clears"
 
 
 def test_a_round_labelled_in_a_file(tmp_path):
@@ -983,7 +983,7 @@ def test_distillation(assets, tmp_path):
     best = chain()[0] / "rlhf-v2" / "best.jsonl"
     runtime.save_model(tmp_path / "small", tiny_model(max_seq_len=512), toy_tokenizer())
     for start in (tmp_path / "small", assets / "stories260K" / "meta"):
-        out = tmp_path / start.name / "out"
+        out = tmp_path / "out" / start.name
         files = ("--data", best, "--init", start, "--dev-data", "none")
         run_quietly(sft.main, *TINY, "--out", out, *files)
         losses = []

@@ -24,12 +24,17 @@ WORDS = (
     " its matrix products or, where one answer is sampled alone, of reading the weights. Only"
     " products that have to be made count, so padding lowers it."
 )
+RAGGED = (
+    "Mind the padding in SFT on ragged dialogs: as TRL takes them, one long dialog pads all others"
+    " of its step, and the more so the larger the step. That depends on the data. The rows where"
+    " TRL sorts by length show the two loops without it."
+)
 
 
 def section(result: dict) -> Section:
     """The answer, the machine, a table for each kind of work, the figure."""
     rows = [Row.from_json(row) for row in result["rows"]]
-    blocks = [answer(rows), WORDS, machine_table(result["machine"])]
+    blocks = [answer(rows), WORDS, RAGGED, machine_table(result["machine"])]
     for kind in dict.fromkeys(row.kind for row in rows):
         blocks.append(table(kind, [row for row in rows if row.kind == kind]))
     if result["cost"]:
