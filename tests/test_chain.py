@@ -67,7 +67,7 @@ def test_chain():
             model.args.dim == PRESETS["tiny"].dim and model.args.vocab_size == tokenizer.vocab_size
         )
         assert not list((out / name).rglob("checkpoint*")) and not list((out / name).rglob("*.tmp"))
-    folders = {path.name for path in out.iterdir()}
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
     assert folders == {*names, "eval"}
     assert len({runtime.fingerprint(out / name / "consolidated.00.pth") for name in names}) == len(
         names
