@@ -213,7 +213,8 @@ def place(answer: Answer) -> tuple[int, int]:
 
 def row_number(row: dict) -> tuple[int, int]:
     """`place` of a row from a file; (-1, -1) where it does not say so."""
-    return row.get("index", -1), row.get("sample", -1)
+    numbers = row.get("index"), row.get("sample")
+    return numbers if all(type(number) is int for number in numbers) else (-1, -1)
 
 
 def unusable(answer: Answer) -> str:

@@ -5,9 +5,11 @@
 The toy world's demonstrations, one epoch over some of them, from rows of ids to the last update:
 batches, padding and logs included, what stands before the first step and behind the last left out.
 What counts are answer tokens, the ones with a loss. Equal numbers of dialogs a step on average,
-float32, no packing. TRL pads the dialogs of a step as they come: one long dialog pads all
-others, and that is most of the difference. A further row lets it sort them by length, which makes
-its steps less of a fair sample.
+float32, no packing.
+
+TRL pads the dialogs of a step as they come: one long dialog pads all others, and that is most of
+the difference. A further row lets it sort them by length, which makes its steps less of a fair
+sample. Its longest step then comes first and is not timed, in its favour.
 """
 
 import tempfile

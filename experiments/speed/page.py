@@ -26,8 +26,9 @@ WORDS = (
 )
 RAGGED = (
     "Mind the padding in SFT on ragged dialogs: as TRL takes them, one long dialog pads all others"
-    " of its step, and the more so the larger the step. That depends on the data. The rows where"
-    " TRL sorts by length show the two loops without it."
+    " of its step, and the more so the larger the step. That depends on the data. Where TRL sorts"
+    " by length there is less of it; its longest step then comes first and is not timed, in its"
+    " favour."
 )
 
 
