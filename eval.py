@@ -947,10 +947,13 @@ class _Dialogs:
         return new
 
     def _check_room(self, new: list[list[int]], turn: int) -> None:
-        """InputError where a dialog and its next question leave no room for an answer."""
+        """InputError where a dialog and its next question leave no room for an answer. They are
+        padded to the longest question, which counts for all.
+        """
         context = self.model.args.max_seq_len
-        for end, ids in zip(self.ends, new, strict=True):
-            if end + len(ids) >= context:
+        longest = max(map(len, new))
+        for end in self.ends:
+            if end + longest >= context:
                 raise InputError(
                     "a dialog that measures how long an instruction lasts has outgrown the model's"
                     f" context of {context} tokens at turn {turn + 1}: fewer turns, or eval.py with"

@@ -156,7 +156,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Turns each pair (x0, x1) of neighbours by its angle a, computed in float32:
     (x0 cos a - x1 sin a, x1 cos a + x0 sin a).
 
-    That is the complex number x0 + i x1 times e^(ia): one operation, as in Meta's code.
+    That is the complex number x0 + i x1 times e^(ia): one operation, as in Meta's code. (On Apple's
+    GPUs complex numbers need macOS 14.)
 
     x (batch, seq, heads, head_dim); rope (seq, head_dim/2) or (batch, seq, head_dim/2): rows of
     `precompute_rope` at the positions of x -> same shape and dtype as x. Meta pairs neighbouring
@@ -251,8 +252,8 @@ class Attention(nn.Module):
             # (batch, n_heads, seq, head_dim)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
-            # the query heads of a group queue up as further queries of their key head: a view,
-            # nothing is repeated
+            # the query heads of a group queue up as further queries of their key head: nothing of
+            # k and v is repeated
             queries = q.reshape(*k.shape[:2], -1, self.head_dim)
             y = F.scaled_dot_product_attention(queries, k, v, attn_mask=step.mask)
             y = y.reshape(q.shape)  # (batch, n_heads, seq, head_dim)
@@ -336,8 +337,10 @@ class Transformer(nn.Module):
         slot and sees the slots up to it (decoding, where rows have different lengths). Without a
         cache, positions only set the rotation.
 
-        length: more than all positions; None: it is looked up, which on a GPU waits for all that
-        is under way. Raises ValueError if a sequence is longer than max_seq_len.
+        length: of positions, how many slots of the cache may be read, more than any position. None:
+        it is looked up, which on a GPU waits for all that is under way.
+
+        Raises ValueError if a sequence is longer than max_seq_len.
         """
         if positions is None:
             length = tokens.shape[1]
@@ -457,7 +460,8 @@ def sample_top_p(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
         n_kept = (before <= top_p).sum(-1, keepdim=True).clamp(min=1)  # (batch, 1)
         smallest = largest.gather(-1, n_kept - 1)  # (batch, 1) that is kept
         probs = probs.masked_fill(probs < smallest, 0.0)
-    cumulative = probs.cumsum(-1)  # (batch, vocab)
+    # (batch, vocab); in float64 a GPU's parallel sum does not rise where a token has no probability
+    cumulative = probs.cumsum(-1, dtype=torch.float64 if probs.is_cuda else None)
     total = cumulative[:, -1:]  # (batch, 1): 1, or the mass that was kept
     # stays below the total
     threshold = torch.minimum(uniform[:, None].type_as(total) * total, total * (1 - 1e-6))
@@ -466,9 +470,9 @@ def sample_top_p(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
 
 
 def _sort_descending(probs: Tensor) -> Tensor:
-    """Each row's numbers, the largest first. On a CPU NumPy sorts ten times faster than torch."""
-    if probs.device.type == "cpu":
-        return torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
+    """Each row's numbers, the largest first. On a CPU NumPy sorts much faster than torch."""
+    if probs.device.type == "cpu" and probs.dtype != torch.bfloat16:  # which NumPy does not know
+        return torch.from_numpy(np.sort(probs.detach().numpy(), axis=-1)).flip(-1)
     return probs.sort(-1, descending=True).values
 
 

@@ -740,9 +740,6 @@ def _check_inputs(
         prompts = leave_out_too_long(tokenizer, inputs.prompts, context)
         held_out_prompts = leave_out_too_long(tokenizer, inputs.held_out, context)
         inputs = replace(inputs, prompts=prompts, held_out=held_out_prompts)
-        if not prompts or not held_out_prompts:
-            reason = f"fit the model's context of {context} tokens"
-            raise InputError(f"{inputs.file}: too few prompts {reason}")
     encode_prompts(tokenizer, inputs.prompts + inputs.held_out, context)
     check_annotator(stage.settings.annotator, inputs.prompts)
     reward_models = RewardModels(inputs.reward_folders, stage.device)
@@ -829,9 +826,10 @@ class _Training:
         file = self.checkpoint_file
         if file.exists():
             counts = {"iteration": iterations, "stale": iterations}
-            state = restore_checkpoint(file, self.saved, device, **counts)
+            state = restore_checkpoint(file, self.saved, device, counts)
             best = state.get("best")
-            if not isinstance(best, dict) or not {"reward", "start"} <= best.keys():
+            known = isinstance(best, dict) and {"reward", "start"} <= best.keys()
+            if not known or not {"scored", "spread"} <= best["start"].keys():
                 raise InputError(f"{file}: it does not tell the best so far; --fresh starts over")
             self.first = state["iteration"]
             self.best = state["best"]

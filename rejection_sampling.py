@@ -760,8 +760,6 @@ def _begin_round(version: int, settings: Settings) -> _Round | None:
     prompts = pair_prompts[: settings.max_prompts or None]
     asked = prompts if settings.annotator == "none" else pair_prompts
     encode_prompts(tokenizer, asked, context)  # tells of what is too long
-    if not prompts:
-        raise InputError(f"{prompts_file}: no prompt fits the model's context of {context} tokens")
     if not stage.begin(inputs, aside=("rounds", "init", "mix", "name", "too_long")):
         return None
 

@@ -516,7 +516,8 @@ def leave_out_too_long(
 ) -> list:
     """The pairs that fit into the context, or the prompts that leave room for an answer.
 
-    Prints how many others there are. InputError, naming file and line, for a tag in content.
+    Prints how many others there are. InputError if all are too long, and, naming file and line, for
+    a tag in content.
     """
     kept = []
     for row in rows:
@@ -529,10 +530,10 @@ def leave_out_too_long(
             kept.append(row)
     left_out = len(rows) - len(kept)
     if left_out:
-        print(
-            f"{left_out} of {len(rows)} rows are left out: longer than the model's context of "
-            f"{max_seq_len} tokens"
-        )
+        reason = f"longer than the model's context of {max_seq_len} tokens"
+        if not kept:
+            raise InputError(f"all {left_out} rows are {reason}")
+        print(f"{left_out} of {len(rows)} rows are left out: {reason}")
     return kept
 
 
@@ -751,11 +752,11 @@ def _read_head(path: Path, body: Transformer, tokenizer: Tokenizer) -> dict:
     """`reward_head.pth`, checked against the model that it belongs to."""
     state = load_checkpoint(path)
     shapes = {"head": (1, body.args.dim), "shift": ()}
-    has_logprobs = isinstance(state, dict) and "logprob_weights" in state
+    has_logprobs = "logprob_weights" in state
     if has_logprobs:
         shapes["logprob_weights"] = (2,)
     wanted = {"end_of_prompt", *shapes}
-    if not isinstance(state, dict) or set(state) != wanted:
+    if set(state) != wanted:
         raise InputError(f"{path}: wanted are {', '.join(sorted(wanted))}, and nothing else")
 
     tag = end_of_prompt(tokenizer) if has_logprobs else None

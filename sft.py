@@ -253,7 +253,7 @@ def optimise(
     metrics = Metrics(Path(folder) / "metrics.jsonl")
     if checkpoint.exists():
         saved = {"model": model, "optimizer": optimizer}
-        state = restore_checkpoint(checkpoint, saved, device, step=len(plan))
+        state = restore_checkpoint(checkpoint, saved, device, {"step": len(plan)})
         first = state["step"]
     metrics.rewind(phase, first)
 

@@ -157,8 +157,9 @@ def write_records(path: str | Path, records: Iterable[Prompt | Answer | Pair | D
 
 
 def need(where: str, row: dict, field: str, kind: type, default=...):
-    """The field of a row, of the wanted type; `default` where it may be missing."""
-    if field not in row:
+    """The field of a row, of the wanted type; `default` where it may be missing, and is or is null.
+    """
+    if field not in row or (row[field] is None and default is not ...):
         if default is ...:
             raise InputError(f"{where}: field '{field}' is missing")
         return default

@@ -29,6 +29,7 @@ from runtime import (
     cached_answers,
     check_between,
     choose_device,
+    hold,
     parse_settings,
     resume_rows,
     set_threads,
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     set_threads(settings.threads)
     device = choose_device(settings.device)
     _, prompts = find_prompts(settings)
+    hold(settings.out / "eval")  # `eval.py` keeps its answers there, too
     answers = []
     labels = []
     for name in (settings.first, settings.second):

@@ -111,7 +111,9 @@ def hold(folder):
         InputError: another process holds it.
     """
     path = _lock_file(folder)
-    while path not in _held:
+    for _ in range(100):  # more only where a file system tells no file from another
+        if path in _held:
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab")
@@ -119,7 +121,10 @@ def hold(folder):
             return
         if not _lock(file):
             file.close()
-            raise InputError(f"another process works in {folder}: wait until it ends, or end it")
+            raise InputError(
+                f"another process works in {folder}: wait until it ends, or end it (it has locked"
+                f" {path})"
+            )
         if _is_in_place(file, path):
             _held[path] = file
         else:
@@ -176,5 +181,5 @@ def _is_in_place(file, path):
         return True
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False

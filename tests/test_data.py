@@ -540,7 +540,7 @@ def test_read_preferences(tmp_path):
         ({"is_safety": 0}, "wanted: bool"),
         ({"prompt": DIALOG}, "a prompt ends with the user"),
         ({"rejected": "Yes."}, "'chosen' and 'rejected' are equal"),
-        ({"tokenizer": None}, "field 'tokenizer' is null, wanted: str"),
+        ({"tokenizer": 5}, "field 'tokenizer' is 5, wanted: str"),
         ({"temperatures": 3}, "field 'temperatures' is 3, wanted: list"),
         ({"temperatures": [0.5, "1"]}, "'temperatures' is .*wanted: numbers"),
         ({"temperatures": [10**400]}, "'temperatures' is .*wanted: numbers"),
@@ -551,6 +551,11 @@ def test_read_preferences(tmp_path):
     ]:
         with pytest.raises(InputError, match="a.jsonl, line 1: .*" + told):
             read_one(tmp_path, read_preferences, full | change)
+    # null, as other programs write what is missing
+    nothing = dict.fromkeys(("tokenizer", "version", "is_safety", "chosen_ids", "rating"))
+    missing = {name: value for name, value in full.items() if name not in nothing}
+    absent = read_one(tmp_path, read_preferences, missing)
+    assert read_one(tmp_path, read_preferences, missing | nothing) == absent
 
 
 def test_answer_from_json():

@@ -634,7 +634,7 @@ def test_what_is_too_long_is_told_or_left_out(tmp_path, capsys):
     assert len(this_round.mix) == 1 and len(this_round.pair_prompts) == 6
     assert capsys.readouterr().out.count("left out: longer than the model's context") == 2
     write_lines(prompts, [Prompt([too_long])])
-    with pytest.raises(InputError, match="p.jsonl: no prompt fits"):
+    with pytest.raises(InputError, match="all 1 rows are longer"):
         begin(too_long="skip")
 
 

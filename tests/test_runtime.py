@@ -660,7 +660,7 @@ def test_restore_checkpoint(tmp_path):
     runtime.save_checkpoint(path, saved_fit() | {"best": 0.5})
     with torch.no_grad():
         parts["model"].weight.zero_()
-    assert runtime.restore_checkpoint(path, parts, step=3)["best"] == 0.5
+    assert runtime.restore_checkpoint(path, parts, at_most={"step": 3})["best"] == 0.5
     assert parts["model"].weight.equal(make_fit()["model"].weight)
 
 
@@ -697,8 +697,8 @@ def test_restore_checkpoint_refuses(tmp_path, case):
     path, state = tmp_path / "checkpoint-sft.pth", saved_fit()
     spoil(state)
     runtime.save_checkpoint(path, state)
-    with pytest.raises(InputError, match=f"checkpoint-sft.pth: its '{named}' .*; delete it to"):
-        runtime.restore_checkpoint(path, make_fit(), step=3)
+    with pytest.raises(InputError, match=f"checkpoint-sft.pth: its '{named}' .*--fresh"):
+        runtime.restore_checkpoint(path, make_fit(), at_most={"step": 3})
 
 
 class Payload:

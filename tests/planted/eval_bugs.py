@@ -556,7 +556,7 @@ BUGS = [
     Bug(
         "a dialog beyond the context",
         "eval:_Dialogs._check_room",
-        "if end + len(ids) >= context:",
+        "if end + longest >= context:",
         "if False:",
         "test_gatt::test_adherence_of_a_short_context",
     ),
