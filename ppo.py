@@ -828,8 +828,7 @@ class _Training:
             counts = {"iteration": iterations, "stale": iterations}
             state = restore_checkpoint(file, self.saved, device, counts)
             best = state.get("best")
-            known = isinstance(best, dict) and {"reward", "start"} <= best.keys()
-            if not known or not {"scored", "spread"} <= best["start"].keys():
+            if not isinstance(best, dict) or not {"reward", "start"} <= best.keys():
                 raise InputError(f"{file}: it does not tell the best so far; --fresh starts over")
             self.first = state["iteration"]
             self.best = state["best"]

@@ -63,12 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     set_threads(settings.threads)
     device = choose_device(settings.device)
     _, prompts = find_prompts(settings)
+    names = (settings.first, settings.second)
+    folders = [find_model(settings.out, name) for name in names]
     hold(settings.out / "eval")  # `eval.py` keeps its answers there, too
     answers = []
     labels = []
-    for name in (settings.first, settings.second):
+    for name, folder in zip(names, folders, strict=True):
         label = re.sub(r"[^\w.-]", "-", name.strip("/"))  # a part of files' names
-        folder = find_model(settings.out, name)
         path = settings.out / "eval" / f"answers-{label}.jsonl"
         answers.append(cached_answers(folder, prompts, path, **sampling(settings, device)))
         labels.append(label)

@@ -13,7 +13,7 @@ from tests.fuzz.judge import FAILURES, OUTCOMES, contents, judge
 from tests.fuzz.workers import Area
 
 IN_PROCESS = [trap for trap in traps.TRAPS if trap[1] not in (traps.sleeps, traps.dies)]
-SAMPLE = {"readers": 250, "folders": 120, "options": 100}
+SAMPLE = {"readers": 200, "folders": 80, "options": 60}
 
 
 @pytest.mark.parametrize("outcome, trap", IN_PROCESS)

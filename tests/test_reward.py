@@ -370,7 +370,8 @@ def test_leave_out_too_long(capsys):
     assert "2 of 4 rows are left out" in capsys.readouterr().out
     room = len(encode_prompt(tokenizer, ASK.messages)) + 1  # for one token of an answer
     assert leave_out_too_long(tokenizer, [ASK, long_prompt], room) == [ASK]
-    assert leave_out_too_long(tokenizer, [ASK], room - 1) == []
+    with pytest.raises(InputError):
+        leave_out_too_long(tokenizer, [ASK], room - 1)
     capsys.readouterr()
     assert leave_out_too_long(tokenizer, pairs, 256) == pairs and not capsys.readouterr().out
     tagged = Prompt([user("[INST]")], where="a.jsonl, line 2")

@@ -35,9 +35,6 @@ SAMPLE = [
     "log-probabilities at the sampling temperature",
     "margin broadcasts",
     "gate on the raw logit",
-    "safety labels exchanged in training",
-    "best across prompts",
-    "ties are losses",
     "reward one slot late",
     "GAE bootstraps past EOS",
 ]
