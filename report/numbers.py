@@ -21,7 +21,7 @@ def logged(path: Path) -> list[dict]:
         return []
     rows = []
     for line in path.read_text("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and "phase" in row and "step" in row:
                 rows.append(row)
@@ -29,14 +29,16 @@ def logged(path: Path) -> list[dict]:
 
 
 def smoothed(path: Path, phase: str, key: str, points: int = 120) -> Curve:
-    """A number of `metrics.jsonl` against its step, as means of consecutive steps.
+    """A number of `metrics.jsonl` against its step, as means of consecutive steps. Where something
+    else than a number stands, the row is passed over.
 
     points: the curve has so many at most.
     """
     values = []
     for row in logged(path):
-        if row["phase"] == phase and row.get(key) is not None:
-            values.append((row["step"], row[key]))
+        point = row["step"], row.get(key)
+        if row["phase"] == phase and all(isinstance(part, (int, float)) for part in point):
+            values.append(point)
     size = max(1, math.ceil(len(values) / points))  # steps in one mean
     x = []
     y = []

@@ -161,7 +161,7 @@ def _tried_temperatures(folder: Path) -> dict[float, float]:
         if row["phase"] == "temperature":
             found = {}
             for key, value in row.items():
-                if key.startswith(prefix):
+                if key.startswith(prefix) and isinstance(value, (int, float)):
                     found[float(key.removeprefix(prefix))] = value
             return found
     return {}

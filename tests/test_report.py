@@ -1184,7 +1184,8 @@ def test_smoothed(tmp_path):
     path = write_lines(
         tmp_path / "metrics.jsonl",
         [{"phase": "a", "step": i, "loss": float(i)} for i in range(10)]
-        + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}],
+        + [{"phase": "b", "step": 0, "loss": 99.0}, {"phase": "a", "step": 10, "loss": None}]
+        + [{"phase": "a", "step": 11, "loss": [5]}, {"phase": "a", "step": "x", "loss": 5}],
     )
     assert report.numbers.smoothed(path, "a", "loss", points=2) == report.Curve(
         "loss", [2.0, 7.0], [2.0, 7.0]
