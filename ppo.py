@@ -631,7 +631,7 @@ def held_out(
     spread make a logit of it, so that looks can be compared: mean + cut_reward · spread.
 
     Args:
-        start: what this function told of the policy at the start; None: this is the start.
+        start: what this function returned for the policy at the start; None: this is the start.
 
     Returns:
         {"reward": mean combined reward, a logit, by which the best policy is kept; "scored": the

@@ -274,10 +274,10 @@ def run(main):
         print(f"error: the input is not text in {mistake.encoding}", file=sys.stderr)
         sys.exit(1)
     except OSError as mistake:  # no such file, no permission, no space left, ...
-        told = f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake
+        reason = f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake
         if mistake.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = f"no space: {mistake.filename or 'on the disk'}"
-        print("error:", told, file=sys.stderr)
+            reason = f"no space: {mistake.filename or 'on the disk'}"
+        print("error:", reason, file=sys.stderr)
         sys.exit(1)
 
 

@@ -293,17 +293,17 @@ def read_config(path: Path) -> ModelArgs:
 def meta_files(folder: Path) -> list[Path]:
     """consolidated.00.pth, consolidated.01.pth, … without gaps, and no other file of such a name.
     """
-    found = sorted(folder.glob("consolidated.*.pth"))
-    for path in found:
+    shards = sorted(folder.glob("consolidated.*.pth"))
+    for path in shards:
         number = path.name.split(".")[1]
         known = number.isdecimal() and path.name == f"consolidated.{int(number):02d}.pth"
         if not known or not path.is_file():
             raise InputError(
                 f"{path}: not a file, or not called as a shard is (consolidated.00.pth, …01.pth)"
             )
-    files = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(found)))]
+    files = [folder / f"consolidated.{i:02d}.pth" for i in range(max(1, len(shards)))]
     for path in files:
-        if path not in found:
+        if path not in shards:
             raise InputError(f"{path}: this shard is missing")
     return files
 
@@ -360,14 +360,14 @@ def locate(files: list[Path], args: ModelArgs, meta: bool) -> dict[str, list[Pat
     it whole. InputError unless the tensors of the files are exactly those that the settings ask
     for; the first difference ends it, so absurd settings cost neither time nor memory.
     """
-    found: dict[str, dict[Path, Tensor]] = {}
+    stored: dict[str, dict[Path, Tensor]] = {}
     for path in files:
         for key, tensor in open_tensors(path).items():
-            found.setdefault(key, {})[path] = tensor
+            stored.setdefault(key, {})[path] = tensor
     where = {}
     for name, shape in parameter_shapes(args):
         key = name if meta else hf_name(name)
-        parts = found.pop(key, {})
+        parts = stored.pop(key, {})
         if name == "output.weight" and args.tie_word_embeddings and not parts:
             continue
         if not parts or (meta and len(parts) < len(files)):
@@ -382,7 +382,7 @@ def locate(files: list[Path], args: ModelArgs, meta: bool) -> dict[str, list[Pat
         for path, tensor in parts.items():
             check_part(tensor, shape, len(parts), name, f"{path}: {key}")
         where[name] = [*parts]
-    for key, parts in found.items():
+    for key, parts in stored.items():
         # tables of RoPE, which we compute
         if not re.fullmatch(r"rope\.freqs|.*\.rotary_emb\.inv_freq", key):
             raise InputError(
